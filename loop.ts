@@ -1,0 +1,1527 @@
+/**
+ * loop.ts: the kernel.
+ *
+ * A coroutine is a generator that yields what it waits for as plain data: `["read_wait", sock]`, `["sleep", 10]`.
+ * Such a request is an *op*. The {@linkcode Loop} takes a task from `ready`, steps it to its next op, looks the op
+ * up by name and lets its handler see to it that the task comes back to `ready` when the wait is over. That is all
+ * it does; the rest of this file is the care that takes.
+ *
+ * The rules the kernel lives by:
+ *
+ * - It knows nothing of the platform. It reads time from its `clock`, sleeps in `selector.select()` and nowhere else,
+ *   and leaves sockets to the network it was given. `net.ts` supplies the three.
+ * - A *turn* has three *bands*: I/O, time, ready tasks. What a band makes ready runs in the next turn.
+ * - Every op goes through `ready`, and every op is a cancellation point.
+ * - Almost nothing interesting happens here. What can be built from ops is built from ops, in another file.
+ *
+ * @module
+ */
+
+// ----------------------------------------------------------------------------------------------------------------
+// Ops and coroutines
+// ----------------------------------------------------------------------------------------------------------------
+
+/** What a coroutine yields: the name of what it asks for, and the arguments. */
+export type Op = readonly [name: string, ...args: any[]];
+
+/**
+ * A generator that yields ops and returns a `T`. Inside another coroutine it is run with `yield*`; on its own it is
+ * run by {@linkcode Loop.createTask} or {@linkcode Loop.run}.
+ */
+export type Coroutine<T = void> = Generator<Op, T, any>;
+
+/** How one kind of op is served. See {@linkcode Loop.addOp}. */
+export interface OpHandler<Args extends readonly any[] = any[]> {
+  /**
+   * Begins the wait. Sooner or later, now or from any callback, it has to end in `task.loop.wake(task, value)` or
+   * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`.
+   */
+  start(task: Task<any>, ...args: Args): void;
+  /** Takes the wait back, so that it did not happen: the task was cancelled, and must not be woken any more. */
+  cancel(task: Task<any>, ...args: Args): void;
+}
+
+/** The one raw `yield` of the library. Everything a task waits for passes here. */
+function* perform<T>(op: Op): Coroutine<T> {
+  return yield op;
+}
+
+/**
+ * Waits until `sock` can be read (or, for a listener, accepted from) without blocking. The op is
+ * `["read_wait", sock]`.
+ *
+ * @throws {BusyError} If another task already waits to read `sock`.
+ * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+ *
+ * @example By hand, with no loop
+ * ```ts
+ * import { readWait } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const sock = { id: 7 };
+ * const coro = readWait(sock);
+ * assertEquals(coro.next(), { value: ["read_wait", sock], done: false });
+ * assertEquals(coro.next(), { value: undefined, done: true });
+ * ```
+ */
+export function readWait(sock: Selectable): Coroutine<void> {
+  return perform(["read_wait", sock]);
+}
+
+/**
+ * Waits until `sock` takes bytes without blocking. The op is `["write_wait", sock]`.
+ *
+ * @throws {BusyError} If another task already waits to write `sock`.
+ * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+ */
+export function writeWait(sock: Selectable): Coroutine<void> {
+  return perform(["write_wait", sock]);
+}
+
+/**
+ * Waits for at least `ms` milliseconds on the loop's clock; `sleep(0)` for one full turn. The op is `["sleep", ms]`.
+ *
+ * @throws {RangeError} If `ms` is negative or not a number.
+ *
+ * @example
+ * ```ts
+ * import { Loop, sleep } from "@yieldloop/yieldloop";
+ *
+ * await new Loop().run(sleep(10));
+ * ```
+ */
+export function sleep(ms: number): Coroutine<void> {
+  checkDuration("sleep", ms);
+  return perform(["sleep", ms]);
+}
+
+const CHECKPOINT: Op = ["checkpoint"];
+
+/** Lets every other ready task take a step first, and is a place to be cancelled. The op is `["checkpoint"]`. */
+export function checkpoint(): Coroutine<void> {
+  return perform(CHECKPOINT);
+}
+
+/**
+ * Waits for a promise: resolves to its value, throws what it rejects with. Given a function, calls it with an
+ * `AbortSignal` that aborts if the wait is cancelled; what the promise does after that is ignored. The op is
+ * `["until", source]`.
+ *
+ * @example
+ * ```ts
+ * import { Loop, until } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* main() {
+ *   return yield* until(Promise.resolve("hello"));
+ * }
+ * assertEquals(await new Loop().run(main()), "hello");
+ * ```
+ */
+export function until<T>(source: PromiseLike<T> | ((signal: AbortSignal) => PromiseLike<T>)): Coroutine<T> {
+  return perform(["until", source]);
+}
+
+/**
+ * Waits in `lot` until somebody calls {@linkcode ParkingLot.unpark}; the value given there is what it returns. The op
+ * is `["park", lot]`.
+ */
+export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
+  return perform(["park", lot]);
+}
+
+/** The task that is taking a step right now. */
+export function currentTask(): Task<any> {
+  const task = running?.currentTask;
+  if (!task) throw new Error("Cannot tell the current task: no task is running here");
+  return task;
+}
+
+/** The loop that is running its tasks right now. */
+export function runningLoop(): Loop {
+  if (!running) throw new Error("Cannot tell the running loop: this code was not called by a task");
+  return running;
+}
+
+/** As {@linkcode runningLoop}, but null where no task is running. */
+export function runningLoopOrNull(): Loop | null {
+  return running;
+}
+
+/** The loop whose run band is on the stack: tasks never interleave within a step, so one variable serves all loops. */
+let running: Loop | null = null;
+
+// ----------------------------------------------------------------------------------------------------------------
+// The world around the kernel
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Something a selector can watch. What else it can do is between the selector and the sockets of its network. */
+export interface Selectable {
+  /** A small number that stays the same as long as the socket lives, for messages and traces. */
+  readonly id: number;
+}
+
+/** One registration with a selector. */
+export interface SelectorKey {
+  /** What is watched. */
+  readonly fileobj: Selectable;
+  /** For what: `EVENT_READ`, `EVENT_WRITE`, or both or-ed together. */
+  readonly events: number;
+  /** Whatever was given to `register`; the loop gives its task. */
+  readonly data: any;
+}
+
+/** Readable, or a connection can be accepted. */
+export const EVENT_READ = 1;
+/** Takes bytes. */
+export const EVENT_WRITE = 2;
+
+/** Tells which sockets are ready. `DefaultSelector` is one over the platform's promises. */
+export interface Selector {
+  /** Watches `fileobj` for `events`; `data` comes back with the key. */
+  register(fileobj: Selectable, events: number, data?: unknown): SelectorKey;
+  /** Ends the watch; given `events`, only for those. */
+  unregister(fileobj: Selectable, events?: number): void;
+  /**
+   * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what.
+   * `select(0)` lets the platform's own event loop turn once.
+   */
+  select(timeout?: number): Promise<[SelectorKey, number][]>;
+  /** What is ready, at once. Without it the loop uses `select(0)`. */
+  poll?(): [SelectorKey, number][];
+  /**
+   * Makes a `select` under way return; with none under way, lets go of what is kept for the next. Without it the loop
+   * starts another `select` when it has to wake up.
+   */
+  wakeup?(): void;
+  /** Lets go of everything the selector holds. */
+  close(): void;
+}
+
+/** Tells the time. */
+export interface Clock {
+  /** Milliseconds since some fixed moment; never goes back. */
+  now(): number;
+}
+
+/** The address of one end of a socket, in the platform's words. */
+export type Addr =
+  | { transport: "tcp" | "udp"; hostname: string; port: number }
+  | { transport: "unix" | "unixpacket"; path: string };
+
+/** What the loop needs of a connected socket. */
+export interface SocketLike extends Selectable {
+  /** Takes at most `maxBytes` of what has arrived; empty at end of stream. */
+  recv(maxBytes: number): Uint8Array;
+  /** Moves what has arrived into `buffer` and says how much; 0 at end of stream. */
+  recvInto(buffer: Uint8Array): number;
+  /** Takes what fits of `data` and says how much. */
+  send(data: Uint8Array): number;
+}
+
+/** What the loop needs of a listening socket. */
+export interface ListenerLike<S extends SocketLike = SocketLike> extends Selectable {
+  /** Takes the connection that has arrived. */
+  accept(): [S, Addr];
+}
+
+/** Where `listen()` and `connect()` get their sockets from. Options are those of the functions in `net.ts`. */
+export interface Network {
+  /** Opens a listening socket. */
+  listen(options: any): ListenerLike;
+  /** Opens a connected socket. */
+  connect(options: any): Coroutine<SocketLike>;
+}
+
+/** The world a loop lives in when it is given no other. */
+export interface World {
+  /** Makes a selector for one loop. */
+  selector(): Selector;
+  /** The clock. */
+  clock: Clock;
+  /** The network. */
+  network: Network;
+}
+
+let world: World | null = null;
+
+/** Makes `w` the world of every loop that is not given one. `net.ts` does so with the platform's. */
+export function setDefaultWorld(w: World): void {
+  world = w;
+}
+
+function defaultWorld(): World {
+  if (!world) throw new TypeError("Cannot make a loop: import net.ts (or mod.ts), or pass { selector, clock, network }");
+  return world;
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Errors
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Thrown into a task at the op it waits on, or at its next one, when a scope around it is cancelled. */
+export class Cancelled extends Error {
+  /** The name of the class. */
+  override name = "Cancelled";
+  /** What `cancel(reason)` was given. */
+  readonly reason: unknown;
+  /** How many bytes a cancelled `sockSendall` had handed over. */
+  bytesSent?: number;
+  /** The scope that catches it. @internal */
+  readonly _scope: CancelScope | null;
+
+  /** Made by the kernel; programs catch it. */
+  constructor(reason?: unknown, scope: CancelScope | null = null) {
+    super(reason === undefined ? "Cancelled" : `Cancelled: ${reason instanceof Error ? reason.message : String(reason)}`);
+    this.reason = reason;
+    this._scope = scope;
+  }
+}
+
+/** Thrown by `failAfter` when the time was up. */
+export class TimeoutError extends Error {
+  /** The name of the class. */
+  override name = "TimeoutError";
+}
+
+/** Thrown to who joins a task that was cancelled; `cause` is the task's `Cancelled`. */
+export class TaskError extends Error {
+  /** The name of the class. */
+  override name = "TaskError";
+}
+
+/** Thrown by `recv`, `send` and `accept` on a socket that is not ready. */
+export class WouldBlock extends Error {
+  /** The name of the class. */
+  override name = "WouldBlock";
+}
+
+/** Thrown by every use of something that has been closed. */
+export class ClosedError extends Error {
+  /** The name of the class. */
+  override name = "ClosedError";
+}
+
+/** Thrown to the second of two tasks that want the same side of a socket. */
+export class BusyError extends Error {
+  /** The name of the class. */
+  override name = "BusyError";
+}
+
+/** Thrown by `run` when nothing can ever wake the tasks that are left. */
+export class DeadlockError extends Error {
+  /** The name of the class. */
+  override name = "DeadlockError";
+  /** The tasks, each with the op it waits on. */
+  readonly tasks: Task<any>[];
+
+  /** Made by the kernel. */
+  constructor(tasks: Task<any>[]) {
+    super(`Deadlock: nothing can wake ${tasks.map((t) => `${t} (waits for ${describe(t.op)})`).join(", ")}`);
+    this.tasks = tasks;
+  }
+}
+
+/** An op in words. */
+function describe(op: Op | null): string {
+  if (!op) return "its turn";
+  const [name, ...args] = op;
+  const words = args.map((arg) => {
+    if (typeof arg !== "object" || arg === null) return typeof arg === "function" ? arg.name || "function" : String(arg);
+    if (arg instanceof ParkingLot) return arg.name;
+    return `${arg.constructor?.name ?? "Object"}${typeof arg.id === "number" ? ` ${arg.id}` : ""}`;
+  });
+  return [name, ...words].join(" ");
+}
+
+function checkDuration(what: string, ms: number): void {
+  if (typeof ms !== "number" || !(ms >= 0)) {
+    throw new RangeError(`Cannot ${what} for ${ms} ms: the time must be a number from 0 up`);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Containers: the deque of ready tasks, the heap of timers, the lot of parked tasks
+// ----------------------------------------------------------------------------------------------------------------
+
+/** A first-in first-out queue in a ring: both ends in constant time. */
+export class Deque<T> {
+  #ring: (T | undefined)[] = new Array(16).fill(undefined);
+  #head = 0;
+  /** How many items there are. */
+  length = 0;
+
+  /** Adds `item` at the end. */
+  append(item: T): void {
+    if (this.length === this.#ring.length) this.#grow();
+    this.#ring[(this.#head + this.length++) & (this.#ring.length - 1)] = item;
+  }
+
+  /** Takes the item at the front; undefined if there is none. */
+  popleft(): T | undefined {
+    if (this.length === 0) return undefined;
+    const item = this.#ring[this.#head];
+    this.#ring[this.#head] = undefined;
+    this.#head = (this.#head + 1) & (this.#ring.length - 1);
+    this.length--;
+    return item;
+  }
+
+  #grow(): void {
+    const size = this.#ring.length;
+    const ring = new Array<T | undefined>(size * 2).fill(undefined);
+    for (let i = 0; i < size; i++) ring[i] = this.#ring[(this.#head + i) & (size - 1)];
+    this.#ring = ring;
+    this.#head = 0;
+  }
+}
+
+/** Something to be done at a time: wake a sleeping task, or cancel a scope. */
+interface Timer {
+  time: number;
+  readonly target: Task<any> | CancelScope;
+  /** The order in which timers were set, to tell equal times apart. */
+  order: number;
+  /** Where it stands in the heap; -1 if it does not. */
+  index: number;
+}
+
+/** A binary heap of timers that know their place, so that one in the middle is removed in O(log n). */
+class Timers {
+  #heap: Timer[] = [];
+  #order = 0;
+
+  get length(): number {
+    return this.#heap.length;
+  }
+
+  get first(): Timer | undefined {
+    return this.#heap[0];
+  }
+
+  add(time: number, target: Task<any> | CancelScope): Timer {
+    const timer = { time, target, order: this.#order++, index: this.#heap.length };
+    this.#heap.push(timer);
+    this.#up(timer);
+    return timer;
+  }
+
+  remove(timer: Timer): void {
+    if (timer.index < 0) return;
+    const last = this.#heap.pop()!;
+    if (last !== timer) {
+      last.index = timer.index;
+      this.#heap[last.index] = last;
+      this.#up(last);
+      this.#down(last);
+    }
+    timer.index = -1;
+  }
+
+  #before(a: Timer, b: Timer): boolean {
+    return a.time < b.time || (a.time === b.time && a.order < b.order);
+  }
+
+  #up(timer: Timer): void {
+    const heap = this.#heap;
+    let i = timer.index;
+    while (i > 0) {
+      const above = heap[(i - 1) >> 1];
+      if (!this.#before(timer, above)) break;
+      heap[i] = above;
+      above.index = i;
+      i = (i - 1) >> 1;
+    }
+    heap[i] = timer;
+    timer.index = i;
+  }
+
+  #down(timer: Timer): void {
+    const heap = this.#heap;
+    let i = timer.index;
+    for (;;) {
+      let child = 2 * i + 1;
+      if (child >= heap.length) break;
+      if (child + 1 < heap.length && this.#before(heap[child + 1], heap[child])) child++;
+      if (!this.#before(heap[child], timer)) break;
+      heap[i] = heap[child];
+      heap[i].index = i;
+      i = child;
+    }
+    heap[i] = timer;
+    timer.index = i;
+  }
+}
+
+/**
+ * A place where tasks wait for each other, first come first served: the one thing that locks, queues and events are
+ * made of. After trio's `ParkingLot`. A value given to `unpark` is handed to the task that wakes, so that nobody can
+ * get in between.
+ *
+ * @example
+ * ```ts
+ * import { checkpoint, Loop, park, ParkingLot } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const loop = new Loop();
+ * const lot = new ParkingLot<string>("a letter");
+ * function* main() {
+ *   const reader = loop.createTask(park(lot));
+ *   yield* checkpoint();
+ *   lot.unpark("hello");
+ *   return yield* reader.join();
+ * }
+ * assertEquals(await loop.run(main()), "hello");
+ * ```
+ */
+export class ParkingLot<T = void> {
+  /** What is waited for here, for messages. */
+  readonly name: string;
+  /** How many tasks are parked. */
+  length = 0;
+  // A ring of tasks linked through themselves: a task parks in one lot at a time, and leaves the middle in O(1).
+  #first: Task<any> | null = null;
+  #last: Task<any> | null = null;
+
+  /** Makes an empty lot; `name` says what is waited for in it. */
+  constructor(name = "ParkingLot") {
+    this.name = name;
+  }
+
+  /** Wakes the task that has waited longest, gives it `value`, and returns it; null if none waits. */
+  unpark(value: T): Task<any> | null {
+    const task = this.#first;
+    if (!task) return null;
+    this._remove(task);
+    task.loop._noteOrigin();
+    task.loop.wake(task, value);
+    return task;
+  }
+
+  /** Wakes every task that is parked now, in the order they came, and says how many. */
+  unparkAll(value: T): number {
+    const count = this.length;
+    for (let i = 0; i < count; i++) this.unpark(value);
+    return count;
+  }
+
+  /** @internal */
+  _add(task: Task<any>): void {
+    task._previous = this.#last;
+    if (this.#last) this.#last._next = task;
+    else this.#first = task;
+    this.#last = task;
+    this.length++;
+    task.loop._parked++;
+  }
+
+  /** @internal */
+  _remove(task: Task<any>): void {
+    if (task._previous) task._previous._next = task._next;
+    else this.#first = task._next;
+    if (task._next) task._next._previous = task._previous;
+    else this.#last = task._previous;
+    task._previous = task._next = null;
+    this.length--;
+    task.loop._parked--;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Cancel scopes
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Options of {@linkcode cancelScope}. */
+export interface CancelScopeOptions {
+  /** Cancel the block after so many milliseconds, counted from entry. */
+  timeout?: number;
+  /** Cancel the block when the loop's clock shows this time. */
+  deadline?: number;
+  /** Hide what happens to the scopes outside from the block. Default: false. */
+  shield?: boolean;
+}
+
+/**
+ * A block of a task that can be cancelled as a whole, with everything started inside. The scopes of a loop form a
+ * tree: every task has one of its own, every `cancelScope` block adds one below.
+ *
+ * Cancellation is level-triggered, as trio's is: it is not an event but a state. As long as a task is inside a
+ * cancelled scope and no shield hides it, each op throws `Cancelled`.
+ */
+export class CancelScope {
+  /** Whether `cancel` was called or the deadline passed. */
+  get cancelCalled(): boolean {
+    return this.#cancelCalled;
+  }
+  /** Whether the block really ended by this scope's cancellation. */
+  get cancelledCaught(): boolean {
+    return this.#cancelledCaught;
+  }
+  #cancelCalled = false;
+  #cancelledCaught = false;
+  #reason: unknown = undefined;
+  #deadline = Infinity;
+  #timer: Timer | null = null;
+  #shield: boolean;
+  #left = false;
+  readonly #loop: Loop;
+
+  /** The task that entered the scope, and whose ops it interrupts; null for the root. @internal */
+  readonly _task: Task<any> | null;
+  /**
+   * Discussion: at each op the kernel must know whether the task is cancelled, in constant time. So the answer is
+   * kept here, and worked out anew for the scopes below whenever something changes: the outermost cancelled scope
+   * that no shield hides. (Outermost, so that an inner timeout does not claim what an outer one did.) @internal
+   */
+  _cancelledBy: CancelScope | null = null;
+  /** Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. @internal */
+  _timed = false;
+  /** The tree. @internal */
+  _parent: CancelScope | null;
+  #first: CancelScope | null = null;
+  #last: CancelScope | null = null;
+  #next: CancelScope | null = null;
+  #previous: CancelScope | null = null;
+
+  /** Made by the kernel; programs use {@linkcode cancelScope}. @internal */
+  constructor(loop: Loop, task: Task<any> | null, parent: CancelScope | null, shield = false) {
+    this.#loop = loop;
+    this._task = task;
+    this._parent = parent;
+    this.#shield = shield;
+    if (!parent) return;
+    this.#previous = parent.#last;
+    if (parent.#last) parent.#last.#next = this;
+    else parent.#first = this;
+    parent.#last = this;
+    this._timed = parent._timed;
+    if (!shield) this._cancelledBy = parent._cancelledBy;
+  }
+
+  /** Asks the block to end. May be called again, to no effect: the first reason wins. */
+  cancel(reason?: unknown): void {
+    if (this.#cancelCalled) return;
+    this.#cancelCalled = true;
+    this.#reason = reason;
+    this.#spread();
+  }
+
+  /** The time on the loop's clock at which the block is cancelled; `Infinity` for never. It can be moved. */
+  get deadline(): number {
+    return this.#deadline;
+  }
+  set deadline(time: number) {
+    if (typeof time !== "number" || Number.isNaN(time)) throw new RangeError(`Cannot set the deadline to ${time}`);
+    if (this.#timer) this.#loop._timers.remove(this.#timer);
+    this.#timer = null;
+    this.#deadline = time;
+    if (time === Infinity || this.#left || this.#cancelCalled) return;
+    this.#timer = this.#loop._timers.add(time, this);
+    if (this._timed) return;
+    for (const scope of this._walk()) scope._timed = true;
+  }
+
+  /** Whether the block is shielded from what happens to the scopes outside. It can be changed. */
+  get shield(): boolean {
+    return this.#shield;
+  }
+  set shield(on: boolean) {
+    this.#shield = on;
+    this.#spread();
+  }
+
+  /** Brings `_cancelledBy` up to date here and below, and interrupts the tasks that wait there. */
+  #spread(): void {
+    // deno-lint-ignore no-this-alias -- a walk through the tree starts here
+    let scope: CancelScope = this;
+    for (;;) {
+      const outer = scope.#shield ? null : scope._parent?._cancelledBy ?? null;
+      const by = outer ?? (scope.#cancelCalled ? scope : null);
+      const changed = by !== scope._cancelledBy;
+      scope._cancelledBy = by;
+      if (by && scope._task?._scope === scope) this.#loop._interrupt(scope._task, by);
+      // Below a scope for which nothing changed, nothing changes.
+      if (changed && scope.#first) {
+        scope = scope.#first;
+        continue;
+      }
+      while (scope !== this && !scope.#next) scope = scope._parent!;
+      if (scope === this) return;
+      scope = scope.#next!;
+    }
+  }
+
+  /** Cancels what is past its deadline, from here outward. @internal */
+  _expire(now: number): void {
+    // deno-lint-ignore no-this-alias -- a walk up the tree starts here
+    for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
+      if (scope.#deadline <= now) scope.cancel(DEADLINE);
+    }
+  }
+
+  /** This scope and all below, in the order they were made. @internal */
+  *_walk(): Generator<CancelScope, void, void> {
+    yield this;
+    for (let scope = this.#first; scope; scope = scope.#next) yield* scope._walk();
+  }
+
+  /** The block has been left. @internal */
+  _leave(): void {
+    this.#left = true;
+    if (this.#timer) this.#loop._timers.remove(this.#timer);
+    this.#timer = null;
+    // A task that was put into this scope and outlives it keeps it in the tree, so that it can still be reached.
+    if (!this.#first) this.#unlink();
+  }
+
+  #unlink(): void {
+    const parent = this._parent;
+    if (!parent) return;
+    if (this.#previous) this.#previous.#next = this.#next;
+    else parent.#first = this.#next;
+    if (this.#next) this.#next.#previous = this.#previous;
+    else parent.#last = this.#previous;
+    this.#next = this.#previous = null;
+    if (parent.#left && !parent.#first) parent.#unlink();
+  }
+
+  /** Says so if no task can be started in here any more. @internal */
+  _check(): void {
+    if (this.#left) throw new Error("Cannot create a task in this scope: its block has ended");
+  }
+
+  /** What the task is thrown. @internal */
+  _error(): Cancelled {
+    return new Cancelled(this.#reason, this);
+  }
+
+  /** Whether `error` is this scope's own cancellation, which ends here. @internal */
+  _catches(error: unknown): boolean {
+    return this.#cancelledCaught = error instanceof Cancelled && error._scope === this;
+  }
+}
+
+/** The reason of a scope that was cancelled by its deadline. */
+const DEADLINE = "the deadline has passed";
+
+/**
+ * Runs `body` in a scope of its own: `scope.cancel()`, a deadline, or a cancellation from outside end it at the op it
+ * waits on. Returns what `body` returns, or undefined if the scope's own cancellation ended it. After trio's
+ * `CancelScope`.
+ *
+ * @throws {RangeError} If `timeout` is negative or not a number.
+ *
+ * @example
+ * ```ts
+ * import { cancelScope, Loop, sleep } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* main() {
+ *   return yield* cancelScope(function* (scope) {
+ *     scope.cancel("no need any more");
+ *     yield* sleep(1000); // throws Cancelled, which the scope catches
+ *     return "not reached";
+ *   });
+ * }
+ * assertEquals(await new Loop().run(main()), undefined);
+ * ```
+ */
+export function cancelScope<T>(
+  body: (scope: CancelScope) => Coroutine<T>,
+  options: CancelScopeOptions = {},
+): Coroutine<T | undefined> {
+  if (options.timeout !== undefined) checkDuration("set a timeout", options.timeout);
+  return inScope(body, options);
+}
+
+function* inScope<T>(body: (scope: CancelScope) => Coroutine<T>, options: CancelScopeOptions): Coroutine<T | undefined> {
+  const task = currentTask();
+  const scope = new CancelScope(task.loop, task, task._scope, options.shield);
+  const { timeout = Infinity, deadline = Infinity } = options;
+  if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
+  task._scope = scope;
+  try {
+    return yield* body(scope);
+  } catch (error) {
+    if (scope._catches(error)) return undefined;
+    throw error;
+  } finally {
+    if (task._scope !== scope) throw new Error(`Cannot leave a cancel scope of ${task}: it is not the innermost one`);
+    task._scope = scope._parent!;
+    scope._leave();
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Tasks
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Options of {@linkcode Loop.createTask}. */
+export interface TaskOptions {
+  /** The task's name in messages and traces. Default: `Task-` and its id. */
+  name?: string;
+  /** The scope the task lives in: cancelled with it. Default: the loop's own, which `run` cancels when it ends. */
+  scope?: CancelScope;
+}
+
+/** A coroutine that a loop is running. */
+export class Task<T = any> implements PromiseLike<T> {
+  /** A number no other task of the loop has. */
+  readonly id: number;
+  /** The loop that runs it. */
+  readonly loop: Loop;
+  readonly #name: string | undefined;
+
+  /** The coroutine; null once it has ended. @internal */
+  _coro: Coroutine<T> | null;
+  /** What it waits for. @internal */
+  _op: Op | null = null;
+  /** What its next step is given, or thrown; when it has ended, its value or error. @internal */
+  _value: any = undefined;
+  /** Whether `_value` is thrown. @internal */
+  _throws = false;
+  /** The scope that interrupted the op it waited on. @internal */
+  _interruptedBy: CancelScope | null = null;
+  /** The scope it was born with, and the innermost one it is in. @internal */
+  readonly _base: CancelScope;
+  /** @internal */
+  _scope: CancelScope;
+  /** Its place in a `ParkingLot`. @internal */
+  _previous: Task<any> | null = null;
+  /** @internal */
+  _next: Task<any> | null = null;
+  /** What its op needs to be taken back: a timer, or the token of an `until`. @internal */
+  _pending: unknown = null;
+  /** Task locals, shared with the parent until one of them sets one. @internal */
+  _locals: ReadonlyMap<unknown, unknown> | null = null;
+  /** Whether somebody is there to take its outcome. @internal */
+  _watchers = 0;
+
+  #lastCancelled: Cancelled | null = null;
+  #swallowed = 0;
+  #ended: ParkingLot | null = null;
+  #callbacks: ((task: Task<T>) => void)[] | null = null;
+  #promise: Promise<T> | null = null;
+
+  /** Made by {@linkcode Loop.createTask}. @internal */
+  constructor(loop: Loop, id: number, coro: Coroutine<T>, name: string | undefined, scope: CancelScope) {
+    this.loop = loop;
+    this.id = id;
+    this._coro = coro;
+    this.#name = name;
+    this._base = this._scope = new CancelScope(loop, this, scope);
+  }
+
+  /** Its name. */
+  get name(): string {
+    return this.#name ?? `Task-${this.id}`;
+  }
+  /** Whether it has ended, whichever way. */
+  get done(): boolean {
+    return this._coro === null;
+  }
+  /** Whether it has ended by being cancelled. */
+  get cancelled(): boolean {
+    return this.done && this._throws && this._value instanceof Cancelled;
+  }
+  /** What it waits for now; null if it is ready, running or done. */
+  get op(): Op | null {
+    return this._op;
+  }
+
+  /**
+   * Waits for the task to end and returns its value.
+   *
+   * @throws Its error, the very object; {@linkcode TaskError} with its `Cancelled` as `cause` if it was cancelled.
+   */
+  *join(): Coroutine<T> {
+    this._watchers++;
+    try {
+      yield* this.wait();
+    } catch (error) {
+      this._watchers--; // The joiner gave up; somebody else has to hear of the task's error.
+      throw error;
+    }
+    return this._outcome();
+  }
+
+  /** Waits until the task has ended, whichever way, its cleanup included. */
+  wait(): Coroutine<void> {
+    if (this.done) return checkpoint();
+    return park(this.#ended ??= new ParkingLot(`${this} to end`));
+  }
+
+  /**
+   * Asks the task to end: `Cancelled` is thrown at the op it waits on, or at its next one. It is a request: the task
+   * cleans up first. No effect on a task that has ended; the first reason wins.
+   */
+  cancel(reason?: unknown): void {
+    if (!this.done) this._base.cancel(reason);
+  }
+
+  /** Calls `callback` when the task has ended; at once if it has. Who asks for this takes charge of its error. */
+  addDoneCallback(callback: (task: Task<T>) => void): void {
+    this._watchers++;
+    if (this.done) callback(this);
+    else (this.#callbacks ??= []).push(callback);
+  }
+
+  /** Makes the task awaitable from async code: `await task` is what `yield* task.join()` is inside the loop. */
+  then<A = T, B = never>(
+    onfulfilled?: ((value: T) => A | PromiseLike<A>) | null,
+    onrejected?: ((reason: any) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    this.#promise ??= new Promise((resolve, reject) => {
+      this.addDoneCallback(() => {
+        try {
+          resolve(this._outcome());
+        } catch (error) {
+          reject(error);
+        }
+      });
+    });
+    return this.#promise.then(onfulfilled, onrejected);
+  }
+
+  /** The task in words: `task 3 "main"`. */
+  toString(): string {
+    return this.#name === undefined ? `task ${this.id}` : `task ${this.id} "${this.#name}"`;
+  }
+
+  /** @internal */
+  _outcome(): T {
+    if (!this._throws) return this._value;
+    if (this._value instanceof Cancelled) throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
+    throw this._value;
+  }
+
+  /** Runs the coroutine to its next op. @internal */
+  _step(): IteratorResult<Op, T> {
+    const coro = this._coro!;
+    if (this._interruptedBy) return coro.throw(this.#cancellation());
+    const value = this._value;
+    this._value = undefined;
+    if (!this._throws) return coro.next(value);
+    this._throws = false;
+    return coro.throw(value);
+  }
+
+  /** The `Cancelled` that is due. Judged as late as this, so that of two deadlines that pass at once the outer rules. */
+  #cancellation(): Cancelled {
+    const by = this._scope._cancelledBy ?? this._interruptedBy!;
+    this._interruptedBy = null;
+    this.#swallowed = this.#lastCancelled?._scope === by ? this.#swallowed + 1 : 0;
+    return this.#lastCancelled = by._error();
+  }
+
+  /** Whether it will not stop catching `Cancelled`. @internal */
+  get _swallows(): boolean {
+    return this.#swallowed >= SWALLOWED_MAX;
+  }
+
+  /** It has ended, with a value or an error. Returns whether that is an error nobody is there to take. @internal */
+  _end(value: unknown, threw: boolean): boolean {
+    if (threw && this._base._cancelledBy && value instanceof Error && !(value instanceof Cancelled)) {
+      value.cause ??= this.#lastCancelled ?? undefined;
+    }
+    this._coro = null;
+    this._value = value;
+    this._throws = threw;
+    this._base._leave();
+    this.#ended?.unparkAll();
+    for (const callback of this.#callbacks ?? []) {
+      try {
+        callback(this);
+      } catch (error) {
+        this.loop._report(error, this);
+      }
+    }
+    this.#callbacks = this.#ended = this.#lastCancelled = null;
+    return threw && !(value instanceof Cancelled);
+  }
+}
+
+/** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
+const SWALLOWED_MAX = 1000;
+
+// ----------------------------------------------------------------------------------------------------------------
+// The loop
+// ----------------------------------------------------------------------------------------------------------------
+
+/** What the `trace` hook is told of each op. */
+export interface TraceEvent {
+  /** Who asks. */
+  task: Task<any>;
+  /** The op's name. */
+  op: string;
+  /** Its arguments. */
+  args: readonly any[];
+  /** When, on the loop's clock. */
+  time: number;
+}
+
+/** Options of {@linkcode Loop}. */
+export interface LoopOptions {
+  /** Tells which sockets are ready, and sleeps. Default: a `DefaultSelector`. */
+  selector?: Selector;
+  /** Tells the time. Default: the platform's monotonic clock. */
+  clock?: Clock;
+  /** Where `listen()` and `connect()` get their sockets from. Default: the platform's. */
+  network?: Network;
+  /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
+  onError?: (error: unknown, task: Task<any> | null) => void;
+  /** Told of every op of every task, before it begins. */
+  trace?: (event: TraceEvent) => void;
+}
+
+/** After so many steps the loop lets the platform's own event loop turn, however much is still to do. */
+const STEPS_PER_PLATFORM_TURN = 512;
+
+/**
+ * How long a loop in which only tasks wait for tasks, in milliseconds, before it calls that a deadlock: a callback of
+ * the program around it may be about to wake one. If one ever did in this run, the loop waits for the next for ever.
+ */
+const DEADLOCK_GRACE = 1000;
+
+/**
+ * The event loop. `ready` holds the tasks that can take a step, `selector` watches the sockets that others wait for.
+ *
+ * @example
+ * ```ts
+ * import { Loop, sleep } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const loop = new Loop();
+ * function* hello(name: string) {
+ *   yield* sleep(1);
+ *   return `hello ${name}`;
+ * }
+ * assertEquals(await loop.run(hello("world")), "hello world");
+ * ```
+ */
+export class Loop {
+  /** The tasks that can take a step, in the order they will. */
+  readonly ready: Deque<Task<any>> = new Deque();
+  /** Watches the sockets that tasks wait for. */
+  readonly selector: Selector;
+  /** Where `listen()` and `connect()` get their sockets from. */
+  readonly network: Network;
+  /** @internal */
+  readonly _timers: Timers = new Timers();
+
+  readonly #clock: Clock;
+  readonly #onError: NonNullable<LoopOptions["onError"]>;
+  readonly #trace: LoopOptions["trace"];
+  readonly #ops = new Map<string, OpHandler>();
+  #root: CancelScope = new CancelScope(this, null, null);
+  #current: Task<any> | null = null;
+  #nextId = 1;
+  #live = 0;
+  /** How many tasks are parked: they wait for another task, and for nothing else. @internal */
+  _parked = 0;
+  /** Tasks that failed in this turn; who has no one to take the error is reported when the turn ends. */
+  #failed: Task<any>[] = [];
+  #steps = 0;
+  #running = false;
+  #stopped = false;
+  /** Whether the loop is in `selector.select()`, and how it is woken if the selector cannot be. */
+  #asleep = false;
+  #rouse: (() => void) | null = null;
+  /** Whether, in this run, something outside the loop has woken a task or made one. */
+  #fedFromOutside = false;
+
+  /** Makes a loop; with no options, one that lives in the real world. */
+  constructor(options: LoopOptions = {}) {
+    this.selector = options.selector ?? defaultWorld().selector();
+    this.#clock = options.clock ?? defaultWorld().clock;
+    this.network = options.network ?? defaultWorld().network;
+    this.#onError = options.onError ?? printError;
+    this.#trace = options.trace;
+    for (const [name, handler] of KERNEL_OPS) this.addOp(name, handler);
+  }
+
+  // ---- Tasks ---------------------------------------------------------------------------------------------------
+
+  /**
+   * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
+   *
+   * @throws {TypeError} If `coro` is no coroutine, or one that already is a task.
+   */
+  createTask<T>(coro: Coroutine<T>, options: TaskOptions = {}): Task<T> {
+    checkCoroutine(coro);
+    options.scope?._check();
+    const task = new Task<T>(this, this.#nextId++, coro, options.name, options.scope ?? this.#root);
+    task._locals = this.#current?._locals ?? null;
+    this.#live++;
+    this._noteOrigin();
+    this.ready.append(task);
+    this.#wakeup();
+    return task;
+  }
+
+  /** The task that is taking a step; null between steps. */
+  get currentTask(): Task<any> | null {
+    return this.#current;
+  }
+
+  /** Every task that has not ended. */
+  get tasks(): Iterable<Task<any>> {
+    const tasks: Task<any>[] = [];
+    for (const scope of this.#root._walk()) {
+      if (scope._task?._base === scope && !scope._task.done) tasks.push(scope._task);
+    }
+    return tasks;
+  }
+
+  /** The time on the loop's clock, in milliseconds. */
+  time(): number {
+    return this.#clock.now();
+  }
+
+  // ---- The article's socket operations -------------------------------------------------------------------------
+
+  /** Waits for a connection on `listener` and takes it. */
+  *sockAccept<S extends SocketLike>(listener: ListenerLike<S>): Coroutine<[S, Addr]> {
+    yield* readWait(listener);
+    return listener.accept();
+  }
+
+  /**
+   * Waits for bytes from `sock` and takes at most `maxBytes` of them; an empty array at end of stream.
+   *
+   * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   */
+  *sockRecv(sock: SocketLike, maxBytes: number): Coroutine<Uint8Array> {
+    checkMaxBytes(maxBytes);
+    yield* readWait(sock);
+    return sock.recv(maxBytes);
+  }
+
+  /**
+   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream.
+   *
+   * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
+   */
+  *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
+    checkBytes("recv into", buffer);
+    if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
+    yield* readWait(sock);
+    return sock.recvInto(buffer);
+  }
+
+  /**
+   * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is cancelled,
+   * `bytesSent` of the error says how many of them were.
+   *
+   * @throws {TypeError} If `data` is no `Uint8Array`.
+   */
+  *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
+    checkBytes("send", data);
+    let sent = 0;
+    try {
+      while (sent < data.length) {
+        yield* writeWait(sock);
+        sent += sock.send(sent === 0 ? data : data.subarray(sent));
+      }
+    } catch (error) {
+      if (error instanceof Cancelled) error.bytesSent = sent;
+      throw error;
+    }
+  }
+
+  // ---- Running -------------------------------------------------------------------------------------------------
+
+  /**
+   * Runs `main` to its end; then cancels every task that is left, waits until they have ended, and settles as `main`
+   * did. When `options.signal` aborts, `main` is cancelled with the signal's reason.
+   *
+   * @throws {DeadlockError} If nothing can wake the tasks any more.
+   */
+  async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal } = {}): Promise<T> {
+    const { signal } = options;
+    this.#begin();
+    try {
+      const task = this.createTask(main, { name: "main" });
+      task._watchers++;
+      this.#fedFromOutside = false;
+      const abort = () => task.cancel(signal!.reason);
+      if (signal?.aborted) abort();
+      else signal?.addEventListener("abort", abort);
+      try {
+        await this.#turns(() => task.done);
+      } finally {
+        signal?.removeEventListener("abort", abort);
+        if (!this.#stopped) await this.#shutDown();
+      }
+      if (!task.done) throw new Error(`Cannot finish ${task}: the loop was stopped first`);
+      if (task._throws) throw task._value;
+      return task._value;
+    } finally {
+      this.#end();
+    }
+  }
+
+  /**
+   * Runs until `stop()` is called or the last task has ended.
+   *
+   * @throws {DeadlockError} If nothing can wake the tasks any more.
+   */
+  async runForever(): Promise<void> {
+    this.#begin();
+    try {
+      this.#fedFromOutside = false;
+      await this.#turns(() => this.#live === 0);
+    } finally {
+      this.#end();
+    }
+  }
+
+  /** Makes `runForever` return after the step under way. Tasks stay as they are; a later run goes on with them. */
+  stop(): void {
+    this.#stopped = true;
+    this.#wakeup();
+  }
+
+  #begin(): void {
+    if (this.#running) throw new Error("Cannot run the loop: it is running already");
+    this.#running = true;
+    this.#stopped = false;
+  }
+
+  #end(): void {
+    this.#running = false;
+    this.selector.wakeup?.(); // With no select under way, it lets go of its timer.
+  }
+
+  /** Ends every task that is left. One that is born meanwhile is born cancelled. */
+  async #shutDown(): Promise<void> {
+    this.#root.cancel("the loop is shutting down");
+    await this.#turns(() => this.#live === 0);
+    if (this.#live === 0) this.#root = new CancelScope(this, null, null);
+  }
+
+  // ---- The turn ------------------------------------------------------------------------------------------------
+
+  async #turns(finished: () => boolean): Promise<void> {
+    while (!finished() && !this.#stopped) {
+      // -- I/O: what the selector says is ready, its tasks are
+      const selected = this.#select();
+      const events = Array.isArray(selected) ? selected : await selected;
+      if (events === null) throw new DeadlockError([...this.tasks]);
+      running = this;
+      for (const [key] of events) {
+        this.selector.unregister(key.fileobj, key.events);
+        if (key.data.op) this.wake(key.data); // unless it was cancelled while this turn was on its way
+      }
+
+      // -- Time: who slept long enough is ready, scopes past their deadline are cancelled
+      if (this._timers.length > 0) this.#fireTimers();
+
+      // -- Tasks: who was ready when the band began takes a step
+      for (let n = this.ready.length; n > 0 && !this.#stopped; n--) this.#step(this.ready.popleft()!);
+      running = null;
+      if (this.#failed.length > 0) this.#reportFailed();
+    }
+  }
+
+  #step(task: Task<any>): void {
+    this.#steps++;
+    this.#current = task;
+    try {
+      const { done, value } = task._step();
+      if (!done) return this.#perform(task, value);
+      this.#ended(task, value, false);
+    } catch (error) {
+      this.#ended(task, error, true);
+    } finally {
+      this.#current = null;
+    }
+  }
+
+  /** The article's `getattr(self, op)(*args)`. */
+  #perform(task: Task<any>, op: Op): void {
+    if (this.#trace) this.#tell(task, op);
+    const scope = task._scope;
+    if (scope._timed) scope._expire(this.time());
+    if (scope._cancelledBy) return this.#deliver(task, scope._cancelledBy);
+    const handler = Array.isArray(op) ? this.#ops.get(op[0]) : undefined;
+    task._op = handler ? op : CHECKPOINT;
+    try {
+      if (!handler) throw misuse(op, this.#ops);
+      if (op.length <= 2) handler.start(task, op[1]);
+      else handler.start(task, ...op.slice(1));
+    } catch (error) {
+      this.fail(task, error);
+    }
+  }
+
+  #ended(task: Task<any>, value: unknown, threw: boolean): void {
+    this.#live--;
+    if (task._end(value, threw)) this.#failed.push(task);
+  }
+
+  /** What is ready, now or when it is; null if that can never be. */
+  #select(): Promise<[SelectorKey, number][] | null> | [SelectorKey, number][] {
+    const next = this._timers.first;
+    const timeout = next ? Math.max(0, next.time - this.time()) : Infinity;
+    if (this.ready.length === 0 && timeout > 0) return this.#sleep(timeout);
+    if (this.#steps < STEPS_PER_PLATFORM_TURN && this.selector.poll) return this.selector.poll();
+    this.#steps = 0;
+    return this.selector.select(0);
+  }
+
+  async #sleep(timeout: number): Promise<[SelectorKey, number][] | null> {
+    const stuck = () => this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside;
+    const suspect = stuck();
+    if (suspect) timeout = DEADLOCK_GRACE;
+    this.#asleep = true;
+    const selected = this.selector.select(timeout === Infinity ? undefined : timeout);
+    const events = this.selector.wakeup
+      ? await selected
+      : await Promise.race([selected, new Promise<[]>((resolve) => this.#rouse = () => resolve([]))]);
+    this.#asleep = false;
+    this.#rouse = null;
+    if (suspect && events.length === 0 && this.ready.length === 0 && !this.#stopped && stuck()) return null;
+    return events;
+  }
+
+  /** Something has become ready that the selector does not know of. */
+  #wakeup(): void {
+    if (!this.#asleep) return;
+    this.#asleep = false;
+    if (this.selector.wakeup) this.selector.wakeup();
+    else this.#rouse?.();
+  }
+
+  #fireTimers(): void {
+    const now = this.time();
+    for (let timer = this._timers.first; timer && timer.time <= now; timer = this._timers.first) {
+      this._timers.remove(timer);
+      if (timer.target instanceof Task) this.wake(timer.target);
+      else timer.target._expire(now);
+    }
+  }
+
+  // ---- Ops -----------------------------------------------------------------------------------------------------
+
+  /**
+   * Teaches this loop a new op, or a new way to serve one.
+   *
+   * @throws {TypeError} If `handler` lacks `start` or `cancel`.
+   *
+   * @example
+   * ```ts
+   * import { type Coroutine, Loop } from "@yieldloop/yieldloop";
+   * import { assertEquals } from "@std/assert";
+   *
+   * function* double(n: number): Coroutine<number> {
+   *   return yield ["double", n];
+   * }
+   * const loop = new Loop();
+   * loop.addOp<[n: number]>("double", {
+   *   start: (task, n) => loop.wake(task, n * 2),
+   *   cancel: () => {},
+   * });
+   * assertEquals(await loop.run(double(21)), 42);
+   * ```
+   */
+  addOp<Args extends readonly any[]>(name: string, handler: OpHandler<Args>): void {
+    if (typeof handler?.start !== "function" || typeof handler.cancel !== "function") {
+      throw new TypeError(`Cannot add op "${name}": its handler needs the functions start and cancel`);
+    }
+    this.#ops.set(name, handler as unknown as OpHandler);
+  }
+
+  /**
+   * Ends the wait of `task`: its `yield` returns `value`. For op handlers.
+   *
+   * @throws {Error} If the task does not wait.
+   */
+  wake(task: Task<any>, value?: unknown): void {
+    this.#resume(task);
+    task._value = value;
+  }
+
+  /** Ends the wait of `task`: its `yield` throws `error`. For op handlers. */
+  fail(task: Task<any>, error: unknown): void {
+    this.#resume(task);
+    task._value = error;
+    task._throws = true;
+  }
+
+  #resume(task: Task<any>): void {
+    if (task._op === null) throw new Error(`Cannot wake ${task}: it does not wait for an op`);
+    this.#schedule(task);
+  }
+
+  #schedule(task: Task<any>): void {
+    task._op = null;
+    this.ready.append(task);
+    if (this.#asleep) this.#wakeup();
+  }
+
+  /** A task was made, or is unparked: remember it if that was done outside the loop. @internal */
+  _noteOrigin(): void {
+    if (running !== this) this.#fedFromOutside = true;
+  }
+
+  /** Takes back the op that `task` waits on, if it does, and makes it ready to be thrown `Cancelled`. @internal */
+  _interrupt(task: Task<any>, by: CancelScope): void {
+    const op = task._op;
+    if (!op) return; // It takes the step it is due, and hears of it at its next op.
+    try {
+      this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
+    } catch (error) {
+      this._report(error, task);
+    }
+    this.#deliver(task, by);
+  }
+
+  #deliver(task: Task<any>, by: CancelScope): void {
+    if (task._swallows) {
+      task._op = null;
+      const error = new Error(
+        `Cannot cancel ${task}: it caught Cancelled ${SWALLOWED_MAX} times and went on; the loop has given it up`,
+      );
+      this._report(error, task);
+      task._watchers++;
+      this.#ended(task, error, true);
+      return;
+    }
+    task._interruptedBy = by;
+    this.#schedule(task);
+  }
+
+  // ---- Reports -------------------------------------------------------------------------------------------------
+
+  #tell(task: Task<any>, op: Op): void {
+    try {
+      const [name, ...args] = Array.isArray(op) ? op as unknown as Op : [String(op)];
+      this.#trace!({ task, op: name, args, time: this.time() });
+    } catch (error) {
+      printError(error, task);
+    }
+  }
+
+  #reportFailed(): void {
+    const failed = this.#failed;
+    this.#failed = [];
+    for (const task of failed) if (task._watchers === 0) this._report(task._value, task);
+  }
+
+  /** @internal */
+  _report(error: unknown, task: Task<any> | null): void {
+    try {
+      this.#onError(error, task);
+    } catch (hookError) {
+      printError(error, task);
+      printError(hookError, null);
+    }
+  }
+}
+
+function printError(error: unknown, task: Task<any> | null): void {
+  console.error(task ? `Error in ${task}:` : "Error in a hook:", error);
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// The kernel's own ops
+// ----------------------------------------------------------------------------------------------------------------
+
+const KERNEL_OPS: [name: string, handler: OpHandler][] = [
+  ["read_wait", {
+    start: (task, sock: Selectable) => void task.loop.selector.register(sock, EVENT_READ, task),
+    cancel: (task, sock: Selectable) => task.loop.selector.unregister(sock, EVENT_READ),
+  }],
+  ["write_wait", {
+    start: (task, sock: Selectable) => void task.loop.selector.register(sock, EVENT_WRITE, task),
+    cancel: (task, sock: Selectable) => task.loop.selector.unregister(sock, EVENT_WRITE),
+  }],
+  ["sleep", {
+    start(task, ms: number) {
+      checkDuration("sleep", ms);
+      task._pending = task.loop._timers.add(task.loop.time() + ms, task);
+    },
+    cancel: (task) => task.loop._timers.remove(task._pending as Timer),
+  }],
+  ["checkpoint", {
+    start: (task) => task.loop.wake(task),
+    cancel: () => {},
+  }],
+  ["park", {
+    start(task, lot: ParkingLot<any>) {
+      if (!(lot instanceof ParkingLot)) throw new TypeError(`Cannot park in ${lot}: it is no ParkingLot`);
+      lot._add(task);
+    },
+    cancel: (task, lot: ParkingLot<any>) => lot._remove(task),
+  }],
+  ["until", {
+    start(task, source: PromiseLike<unknown> | ((signal: AbortSignal) => PromiseLike<unknown>)) {
+      const controller = new AbortController();
+      const promise = typeof source === "function" ? source(controller.signal) : source;
+      if (typeof promise?.then !== "function") throw new TypeError(`Cannot wait until ${promise}: it is no promise`);
+      // While the task waits for this very promise its controller is the token; a late result finds another, or none.
+      task._pending = controller;
+      promise.then(
+        (value) => task._pending === controller && (task._pending = null, task.loop.wake(task, value)),
+        (error) => task._pending === controller && (task._pending = null, task.loop.fail(task, error)),
+      );
+    },
+    cancel(task) {
+      const controller = task._pending as AbortController;
+      task._pending = null;
+      controller.abort(new Cancelled());
+    },
+  }],
+];
+
+/** Marks a coroutine that is, or was, a task's. */
+const TAKEN = Symbol("taken");
+
+function checkCoroutine(coro: any): void {
+  if (typeof coro === "function") {
+    throw new TypeError(`Cannot create a task from a function: call it, as in createTask(${coro.name || "f"}())`);
+  }
+  if (typeof coro?.then === "function") {
+    throw new TypeError("Cannot create a task from a promise: wrap it, as in createTask(until(promise))");
+  }
+  if (Object.prototype.toString.call(coro) !== "[object Generator]") {
+    throw new TypeError(`Cannot create a task from ${kind(coro)}: it takes the generator that a function* returns`);
+  }
+  if (coro[TAKEN]) throw new TypeError("Cannot create a task: this coroutine already was given to one; call its function again");
+  coro[TAKEN] = true;
+}
+
+function checkMaxBytes(maxBytes: number): void {
+  if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
+    throw new RangeError(`Cannot recv ${maxBytes} bytes: the number must be a whole one from 1 up`);
+  }
+}
+
+function checkBytes(what: string, data: unknown): void {
+  if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
+}
+
+/** What went wrong at a `yield` that gave no op, and what to write instead. */
+function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
+  if (Array.isArray(op)) {
+    return new TypeError(`Cannot perform op ${kind(op[0])}: it is unknown; known are ${[...known.keys()].join(", ")}`);
+  }
+  const thing = op as { then?: (a: undefined, b: () => void) => void } | undefined;
+  if (typeof thing?.then === "function") {
+    thing.then(undefined, () => {}); // Its own error must not end the program: the mistake is the yield.
+    return new TypeError("Cannot wait for a promise with yield: write yield* until(promise)");
+  }
+  if (Object.prototype.toString.call(op) === "[object Generator]") {
+    return new TypeError("Cannot yield a coroutine: the * is missing, write yield* f()");
+  }
+  return new TypeError(`Cannot yield ${kind(op)}: it is no op; write yield* f(), or an op such as ["sleep", 10]`);
+}
+
+/** A value in words that are safe to print. */
+function kind(value: unknown): string {
+  if (typeof value === "string") return JSON.stringify(value);
+  if (typeof value === "function") return `a function`;
+  if (typeof value === "object" && value !== null) return `a value of type ${value.constructor?.name ?? "Object"}`;
+  return String(value);
+}
