@@ -251,7 +251,9 @@ export function setDefaultWorld(w: World): void {
 }
 
 function defaultWorld(): World {
-  if (!world) throw new TypeError("Cannot make a loop: import net.ts (or mod.ts), or pass { selector, clock, network }");
+  if (!world) {
+    throw new TypeError("Cannot make a loop: import net.ts (or mod.ts), or pass { selector, clock, network }");
+  }
   return world;
 }
 
@@ -272,7 +274,9 @@ export class Cancelled extends Error {
 
   /** Made by the kernel; programs catch it. */
   constructor(reason?: unknown, scope: CancelScope | null = null) {
-    super(reason === undefined ? "Cancelled" : `Cancelled: ${reason instanceof Error ? reason.message : String(reason)}`);
+    super(
+      reason === undefined ? "Cancelled" : `Cancelled: ${reason instanceof Error ? reason.message : String(reason)}`,
+    );
     this.reason = reason;
     this._scope = scope;
   }
@@ -327,7 +331,9 @@ function describe(op: Op | null): string {
   if (!op) return "its turn";
   const [name, ...args] = op;
   const words = args.map((arg) => {
-    if (typeof arg !== "object" || arg === null) return typeof arg === "function" ? arg.name || "function" : String(arg);
+    if (typeof arg !== "object" || arg === null) {
+      return typeof arg === "function" ? arg.name || "function" : String(arg);
+    }
     if (arg instanceof ParkingLot) return arg.name;
     return `${arg.constructor?.name ?? "Object"}${typeof arg.id === "number" ? ` ${arg.id}` : ""}`;
   });
@@ -734,7 +740,10 @@ export function cancelScope<T>(
   return inScope(body, options);
 }
 
-function* inScope<T>(body: (scope: CancelScope) => Coroutine<T>, options: CancelScopeOptions): Coroutine<T | undefined> {
+function* inScope<T>(
+  body: (scope: CancelScope) => Coroutine<T>,
+  options: CancelScopeOptions,
+): Coroutine<T | undefined> {
   const task = currentTask();
   const scope = new CancelScope(task.loop, task, task._scope, options.shield);
   const { timeout = Infinity, deadline = Infinity } = options;
@@ -891,7 +900,9 @@ export class Task<T = any> implements PromiseLike<T> {
   /** @internal */
   _outcome(): T {
     if (!this._throws) return this._value;
-    if (this._value instanceof Cancelled) throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
+    if (this._value instanceof Cancelled) {
+      throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
+    }
     throw this._value;
   }
 
@@ -1488,7 +1499,9 @@ function checkCoroutine(coro: any): void {
   if (Object.prototype.toString.call(coro) !== "[object Generator]") {
     throw new TypeError(`Cannot create a task from ${kind(coro)}: it takes the generator that a function* returns`);
   }
-  if (coro[TAKEN]) throw new TypeError("Cannot create a task: this coroutine already was given to one; call its function again");
+  if (coro[TAKEN]) {
+    throw new TypeError("Cannot create a task: this coroutine already was given to one; call its function again");
+  }
   coro[TAKEN] = true;
 }
 
