@@ -340,7 +340,8 @@ function describe(op: Op | null): string {
   return [name, ...words].join(" ");
 }
 
-function checkDuration(what: string, ms: number): void {
+/** Throws `RangeError` if `ms` is no duration. For the other modules here. */
+export function checkDuration(what: string, ms: number): void {
   if (typeof ms !== "number" || !(ms >= 0)) {
     throw new RangeError(`Cannot ${what} for ${ms} ms: the time must be a number from 0 up`);
   }
@@ -838,6 +839,23 @@ export class Task<T = any> implements PromiseLike<T> {
     return this._op;
   }
 
+  /** What it failed with; undefined if it has not ended, ended with a value, or was cancelled. */
+  get error(): unknown {
+    return this.done && this._throws && !this.cancelled ? this._value : undefined;
+  }
+
+  /**
+   * The value it has ended with.
+   *
+   * @throws Its error, the very object; {@linkcode TaskError} if it was cancelled or has not ended.
+   */
+  result(): T {
+    if (!this.done) throw new TaskError(`Cannot tell the result of ${this}: it has not ended`);
+    if (!this._throws) return this._value;
+    if (this.cancelled) throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
+    throw this._value;
+  }
+
   /**
    * Waits for the task to end and returns its value.
    *
@@ -851,7 +869,7 @@ export class Task<T = any> implements PromiseLike<T> {
       this._watchers--; // The joiner gave up; somebody else has to hear of the task's error.
       throw error;
     }
-    return this._outcome();
+    return this.result();
   }
 
   /** Waits until the task has ended, whichever way, its cleanup included. */
@@ -883,7 +901,7 @@ export class Task<T = any> implements PromiseLike<T> {
     this.#promise ??= new Promise((resolve, reject) => {
       this.addDoneCallback(() => {
         try {
-          resolve(this._outcome());
+          resolve(this.result());
         } catch (error) {
           reject(error);
         }
@@ -895,15 +913,6 @@ export class Task<T = any> implements PromiseLike<T> {
   /** The task in words: `task 3 "main"`. */
   toString(): string {
     return this.#name === undefined ? `task ${this.id}` : `task ${this.id} "${this.#name}"`;
-  }
-
-  /** @internal */
-  _outcome(): T {
-    if (!this._throws) return this._value;
-    if (this._value instanceof Cancelled) {
-      throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
-    }
-    throw this._value;
   }
 
   /** Runs the coroutine to its next op. @internal */
@@ -935,6 +944,7 @@ export class Task<T = any> implements PromiseLike<T> {
     if (threw && this._base._cancelledBy && value instanceof Error && !(value instanceof Cancelled)) {
       value.cause ??= this.#lastCancelled ?? undefined;
     }
+    if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
     this._coro = null;
     this._value = value;
     this._throws = threw;
@@ -949,6 +959,48 @@ export class Task<T = any> implements PromiseLike<T> {
     }
     this.#callbacks = this.#ended = this.#lastCancelled = null;
     return threw && !(value instanceof Cancelled);
+  }
+}
+
+/**
+ * A variable whose value each task has for itself; a task starts with the values of the one that created it. After
+ * Python's `ContextVar`.
+ *
+ * @example
+ * ```ts
+ * import { Loop, TaskLocal } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const user = new TaskLocal("nobody");
+ * const loop = new Loop();
+ * function* child() {
+ *   return user.get();
+ * }
+ * function* main() {
+ *   user.set("ann");
+ *   return yield* loop.createTask(child()).join();
+ * }
+ * assertEquals(await loop.run(main()), "ann");
+ * ```
+ */
+export class TaskLocal<T> {
+  readonly #initial: T;
+
+  /** Makes a variable that has the value `initial` where no other was set. */
+  constructor(initial: T) {
+    this.#initial = initial;
+  }
+
+  /** The current task's value; the initial one outside of tasks. */
+  get(): T {
+    const locals = running?.currentTask?._locals;
+    return locals?.has(this) ? locals.get(this) as T : this.#initial;
+  }
+
+  /** Sets the value for the current task and the tasks it creates from now on. */
+  set(value: T): void {
+    const task = currentTask();
+    task._locals = new Map(task._locals).set(this, value);
   }
 }
 

@@ -1,0 +1,344 @@
+/**
+ * scope.ts: blocks that bound what happens inside them.
+ *
+ * A deadline bounds how long a coroutine may take; a group bounds how long the tasks that were started in it may live. Both
+ * are a `cancelScope` of the kernel's with a few lines around it: what is cancelled in one way is cancelled in every way.
+ *
+ * The rules of a group, which are those of trio's nurseries:
+ *
+ * - The block ends when every task in it has ended, whichever way it is left.
+ * - The first error, of the body or of a task, cancels all others; they are awaited, and the error is thrown. Where there are
+ *   more, an `AggregateError` holds them all.
+ * - Its own cancellation ends in it; one from outside passes through it.
+ *
+ * @module
+ */
+
+import {
+  Cancelled,
+  type CancelScope,
+  cancelScope,
+  checkDuration,
+  type Coroutine,
+  currentTask,
+  park,
+  ParkingLot,
+  type Task,
+  type TaskOptions,
+  TimeoutError,
+} from "./loop.ts";
+
+// ----------------------------------------------------------------------------------------------------------------
+// Deadlines and shields
+// ----------------------------------------------------------------------------------------------------------------
+
+/**
+ * Runs `coro`, but for `ms` milliseconds at most. After trio's `fail_after`.
+ *
+ * @throws {TimeoutError} If the time was up before it ended.
+ * @throws {RangeError} If `ms` is negative or not a number.
+ *
+ * @example
+ * ```ts
+ * import { failAfter, Loop, sleep, TimeoutError } from "@yieldloop/yieldloop";
+ * import { assertRejects } from "@std/assert";
+ *
+ * await assertRejects(() => new Loop().run(failAfter(5, sleep(1000))), TimeoutError);
+ * ```
+ */
+export function failAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
+  checkDuration("set a timeout", ms);
+  return failing(ms, coro);
+}
+
+function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
+  let scope!: CancelScope;
+  const value = yield* cancelScope((own) => {
+    scope = own;
+    return coro;
+  }, { timeout: ms });
+  if (scope.cancelledCaught) throw new TimeoutError(`Timed out after ${ms} ms`);
+  return value as T;
+}
+
+/**
+ * Runs `coro`, but for `ms` milliseconds at most; returns undefined if the time was up first. After trio's `move_on_after`.
+ *
+ * @throws {RangeError} If `ms` is negative or not a number.
+ *
+ * @example
+ * ```ts
+ * import { Loop, moveOnAfter, sleep } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * assertEquals(await new Loop().run(moveOnAfter(5, sleep(1000))), undefined);
+ * ```
+ */
+export function moveOnAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T | undefined> {
+  return cancelScope(() => coro, { timeout: ms });
+}
+
+/** Options of {@linkcode shield}. */
+export interface ShieldOptions {
+  /** End it after so many milliseconds all the same; `shield` then returns undefined. Default: never. */
+  timeout?: number;
+}
+
+/**
+ * Runs `coro` out of reach of every cancellation from outside: for cleanup that has to wait for something. The
+ * cancellation comes at the first op after it.
+ *
+ * @example
+ * ```ts
+ * import { checkpoint, Loop, shield, sleep } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const said: string[] = [];
+ * function* worker() {
+ *   try {
+ *     yield* sleep(1000);
+ *   } finally {
+ *     yield* shield(sleep(1), { timeout: 100 });
+ *     said.push("good bye");
+ *   }
+ * }
+ * const loop = new Loop();
+ * function* main() {
+ *   const task = loop.createTask(worker());
+ *   yield* checkpoint();
+ *   task.cancel();
+ *   yield* task.wait();
+ * }
+ * await loop.run(main());
+ * assertEquals(said, ["good bye"]);
+ * ```
+ */
+export function shield<T>(coro: Coroutine<T>): Coroutine<T>;
+/** The same, with an end. */
+export function shield<T>(coro: Coroutine<T>, options: ShieldOptions): Coroutine<T | undefined>;
+export function shield<T>(coro: Coroutine<T>, options: ShieldOptions = {}): Coroutine<T | undefined> {
+  return cancelScope(() => coro, { timeout: options.timeout, shield: true });
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Groups
+// ----------------------------------------------------------------------------------------------------------------
+
+/** The tasks of a {@linkcode taskGroup} block. */
+export class TaskGroup {
+  readonly #scope: CancelScope;
+  readonly #owner: Task;
+  /** How many tasks have not ended. Those that have are forgotten: a group may live as long as a server. */
+  #size = 0;
+  #closed = false;
+  readonly #empty = new ParkingLot("the tasks of its group");
+  #errors: unknown[] = [];
+
+  /** Made by {@linkcode taskGroup}. @internal */
+  constructor(scope: CancelScope, owner: Task) {
+    this.#scope = scope;
+    this.#owner = owner;
+  }
+
+  /** How many of its tasks have not ended. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /**
+   * Starts a task that lives in the group, and in every scope around the group's block.
+   *
+   * @throws {Error} If the group's block has ended.
+   */
+  createTask<T>(coro: Coroutine<T>, options: TaskOptions = {}): Task<T> {
+    const task = this.#start(coro, options);
+    task.addDoneCallback((task) => this.#done(task.error));
+    return task;
+  }
+
+  /**
+   * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
+   * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
+   * goes on; if the wait is cancelled, so is the task. After trio's `nursery.start`.
+   *
+   * @example
+   * ```ts
+   * import { type Coroutine, Loop, sleep, taskGroup } from "@yieldloop/yieldloop";
+   * import { assertEquals } from "@std/assert";
+   *
+   * function* server(started: (port: number) => void): Coroutine {
+   *   yield* sleep(1);
+   *   started(25000);
+   *   yield* sleep(1000);
+   * }
+   * const port = await new Loop().run(taskGroup(function* (group) {
+   *   const port = yield* group.start(server);
+   *   group.cancel();
+   *   return port;
+   * }));
+   * assertEquals(port, 25000);
+   * ```
+   */
+  *start<V = void>(body: (started: (value: V) => void) => Coroutine<unknown>, options: TaskOptions = {}): Coroutine<V> {
+    let said: { value: V } | null = null;
+    const lot = new ParkingLot("a task to say that it has started");
+    const task = this.#start(
+      body((value) => {
+        if (said) throw new Error(`Cannot start twice: ${currentTask()} has said already that it has started`);
+        said = { value };
+        lot.unpark();
+      }),
+      options,
+    );
+    task.addDoneCallback((task) => {
+      this.#done(said ? task.error : undefined);
+      lot.unpark();
+    });
+    try {
+      yield* park(lot);
+    } catch (error) {
+      if (!said) {
+        task.cancel(error instanceof Cancelled ? error.reason : undefined);
+        yield* shield(task.wait());
+      }
+      throw error;
+    }
+    if (said) return (said as { value: V }).value;
+    task.result(); // throws, if it failed or was cancelled
+    throw new Error(`Cannot wait for ${task} to start: it ended without saying that it had`);
+  }
+
+  /** Cancels every task of the group and the body of its block, which then returns normally. */
+  cancel(reason?: unknown): void {
+    this.#scope.cancel(reason);
+  }
+
+  #start<T>(coro: Coroutine<T>, options: TaskOptions): Task<T> {
+    if (this.#closed) throw new Error("Cannot create a task in this group: its block has ended");
+    const task = this.#owner.loop.createTask(coro, { ...options, scope: this.#scope });
+    this.#size++;
+    return task;
+  }
+
+  #done(error: unknown): void {
+    this.#size--;
+    if (error !== undefined) this.#fail(error);
+    if (this.#size === 0) this.#empty.unparkAll();
+  }
+
+  #fail(error: unknown): void {
+    if (!this.#errors.includes(error)) this.#errors.push(error);
+    this.#scope.cancel(error);
+  }
+
+  /** The block: the body, then the wait for every task. @internal */
+  *_run<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
+    let returned: { value: T } | null = null;
+    let cancelled: Cancelled | null = null;
+    try {
+      returned = { value: yield* body(this) };
+      while (this.#size > 0) yield* park(this.#empty);
+    } catch (error) {
+      if (error instanceof Cancelled) cancelled = error;
+      else this.#errors = [error, ...this.#errors.filter((other) => other !== error)];
+      this.#scope.cancel(error);
+      while (this.#size > 0) yield* shield(park(this.#empty));
+    }
+    this.#closed = true;
+    if (this.#errors.length === 1) throw this.#errors[0];
+    if (this.#errors.length > 1) throw new AggregateError(this.#errors, "Several tasks of a group failed");
+    // Who cancelled the group while its tasks ended still gets what the body had returned.
+    if (cancelled && !(returned && this.#scope._catches(cancelled))) throw cancelled;
+    return returned!.value;
+  }
+}
+
+/**
+ * Runs `body`, which may start tasks in the group it is given, and waits until they have all ended. The rules are at the
+ * top of this file. Returns what `body` returns; undefined if the group was cancelled before that.
+ *
+ * @throws The error of the body or of a task; {@linkcode AggregateError} if there is more than one.
+ *
+ * @example
+ * ```ts
+ * import { Loop, sleep, taskGroup } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const said: number[] = [];
+ * function* say(n: number) {
+ *   yield* sleep(n);
+ *   said.push(n);
+ * }
+ * await new Loop().run(taskGroup(function* (group) {
+ *   group.createTask(say(3));
+ *   group.createTask(say(1));
+ * }));
+ * assertEquals(said, [1, 3]);
+ * ```
+ */
+export function* taskGroup<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
+  const owner = currentTask();
+  return (yield* cancelScope((scope) => new TaskGroup(scope, owner)._run(body))) as T;
+}
+
+/** What {@linkcode all} returns for a tuple of coroutines. */
+export type Results<C extends readonly Coroutine<any>[]> = {
+  -readonly [K in keyof C]: C[K] extends Coroutine<infer T> ? T : never;
+};
+
+/**
+ * Runs coroutines side by side and returns their values in the order given. The first error cancels the rest.
+ *
+ * @example
+ * ```ts
+ * import { all, type Coroutine, Loop, sleep } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* after(ms: number): Coroutine<number> {
+ *   yield* sleep(ms);
+ *   return ms;
+ * }
+ * assertEquals(await new Loop().run(all([after(2), after(1)])), [2, 1]);
+ * ```
+ */
+export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>> {
+  const tasks = yield* taskGroup(function* (group) {
+    return coros.map((coro) => group.createTask(coro));
+  });
+  return tasks.map((task) => task.result()) as Results<C>;
+}
+
+/**
+ * Runs coroutines side by side and returns the value of the first to end; the others are cancelled, and have cleaned up
+ * when it returns. An error that comes first is thrown.
+ *
+ * @throws {TypeError} If there is nothing to run.
+ *
+ * @example
+ * ```ts
+ * import { type Coroutine, Loop, race, sleep } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* after(ms: number): Coroutine<number> {
+ *   yield* sleep(ms);
+ *   return ms;
+ * }
+ * assertEquals(await new Loop().run(race([after(1000), after(1)])), 1);
+ * ```
+ */
+export function* race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
+  if (coros.length === 0) throw new TypeError("Cannot race no coroutines: nobody would win");
+  let winner: Task<T> | undefined;
+  const tasks = yield* taskGroup(function* (group) {
+    const tasks = coros.map((coro) => group.createTask(coro));
+    for (const task of tasks) {
+      task.addDoneCallback(() => {
+        if (winner || task.cancelled || task.error !== undefined) return;
+        winner = task;
+        group.cancel("the race is over");
+      });
+    }
+    return tasks;
+  });
+  return (winner ?? tasks[0]).result();
+}

@@ -1,0 +1,573 @@
+/**
+ * sync.ts: what tasks of one loop use to wait for each other.
+ *
+ * Everything here is made of two ops, `park` and `checkpoint`, and runs in a single thread: between two ops nothing can
+ * change. So a primitive is its few variables and a {@linkcode ParkingLot} for those who wait.
+ *
+ * The rules:
+ *
+ * - First come, first served. What is given back is handed to who has waited longest, before anybody else can take it.
+ * - A cancelled wait did not happen: no lock is held, no slot taken, no item gone.
+ * - Each wait goes through `ready` once, even if there is nothing to wait for: it is a place to be cancelled, and others get
+ *   their turn.
+ * - What does not wait (`set`, `release`, `putNowait`) may be called from outside the loop, and wakes it.
+ *
+ * @module
+ */
+
+import {
+  checkpoint,
+  ClosedError,
+  type Coroutine,
+  currentTask,
+  Deque,
+  park,
+  ParkingLot,
+  type Task,
+  WouldBlock,
+} from "./loop.ts";
+import { shield } from "./scope.ts";
+
+// ----------------------------------------------------------------------------------------------------------------
+// Event
+// ----------------------------------------------------------------------------------------------------------------
+
+/**
+ * A flag that tasks can wait for. After asyncio's `Event`.
+ *
+ * @example
+ * ```ts
+ * import { Event, Loop } from "@yieldloop/yieldloop";
+ *
+ * const event = new Event();
+ * setTimeout(() => event.set(), 1); // from outside the loop
+ * await new Loop().run(event.wait());
+ * ```
+ */
+export class Event {
+  #isSet = false;
+  readonly #waiters = new ParkingLot("Event.wait");
+
+  /** Whether it is set. */
+  get isSet(): boolean {
+    return this.#isSet;
+  }
+
+  /** Sets it, and wakes every task that waits. */
+  set(): void {
+    this.#isSet = true;
+    this.#waiters.unparkAll();
+  }
+
+  /** Clears it: who waits from now on waits for the next `set`. */
+  clear(): void {
+    this.#isSet = false;
+  }
+
+  /** Waits until it is set. */
+  wait(): Coroutine<void> {
+    return this.#isSet ? checkpoint() : park(this.#waiters);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Lock
+// ----------------------------------------------------------------------------------------------------------------
+
+/**
+ * A mutual exclusion lock. It belongs to the task that acquired it, which alone can release it. After trio's `Lock`.
+ *
+ * @example
+ * ```ts
+ * import { Lock, Loop, sleep } from "@yieldloop/yieldloop";
+ *
+ * const lock = new Lock();
+ * function* main() {
+ *   using _guard = yield* lock.acquire();
+ *   yield* sleep(1);
+ * } // released here, whichever way the block is left
+ * await new Loop().run(main());
+ * ```
+ */
+export class Lock {
+  #owner: Task | null = null;
+  /** Counts acquisitions, so that the guard of an earlier one does not release a later one. */
+  #acquisition = 0;
+  readonly #waiters = new ParkingLot("Lock.acquire");
+
+  /** Whether a task holds it. */
+  get locked(): boolean {
+    return this.#owner !== null;
+  }
+
+  /** Whether the current task holds it. */
+  get held(): boolean {
+    return this.#owner !== null && this.#owner === this.#owner.loop.currentTask;
+  }
+
+  /**
+   * Waits until the lock is free and takes it. The guard it returns releases it, once.
+   *
+   * @throws {Error} If the task holds it already: it would wait for itself.
+   */
+  *acquire(): Coroutine<Disposable> {
+    const task = currentTask();
+    if (this.#owner === task) throw new Error(`Cannot acquire the lock: ${task} holds it already`);
+    if (this.#owner) {
+      yield* park(this.#waiters); // release() has made this task the owner
+    } else {
+      this.#owner = task;
+      yield* orElse(checkpoint(), () => this.#handOver());
+    }
+    const acquisition = ++this.#acquisition;
+    return {
+      [Symbol.dispose]: () => {
+        if (this.#owner === task && this.#acquisition === acquisition) this.#handOver();
+      },
+    };
+  }
+
+  /**
+   * Gives the lock to the task that has waited longest for it.
+   *
+   * @throws {Error} If the current task does not hold it.
+   */
+  release(): void {
+    if (!this.held) throw new Error("Cannot release the lock: the current task does not hold it");
+    this.#handOver();
+  }
+
+  #handOver(): void {
+    this.#owner = this.#waiters.unpark();
+  }
+}
+
+/** Runs `coro`; if it throws, takes back with `undo` what was taken before it. */
+function* orElse(coro: Coroutine<void>, undo: () => void): Coroutine<void> {
+  try {
+    yield* coro;
+  } catch (error) {
+    undo();
+    throw error;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Semaphore
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Options of {@linkcode Semaphore}. */
+export interface SemaphoreOptions {
+  /** What `value` cannot grow beyond: a release too many is an error. Default: the initial value. */
+  max?: number;
+}
+
+/**
+ * A counter of free slots. After asyncio's `BoundedSemaphore`.
+ *
+ * @example
+ * ```ts
+ * import { all, Loop, Semaphore, sleep } from "@yieldloop/yieldloop";
+ *
+ * const atOnce = new Semaphore(2);
+ * function* job() {
+ *   using _slot = yield* atOnce.acquire();
+ *   yield* sleep(1);
+ * }
+ * await new Loop().run(all([job(), job(), job()]));
+ * ```
+ */
+export class Semaphore {
+  #value: number;
+  readonly #max: number;
+  readonly #waiters = new ParkingLot("Semaphore.acquire");
+
+  /**
+   * Makes a semaphore with `value` free slots.
+   *
+   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`.
+   */
+  constructor(value: number, options: SemaphoreOptions = {}) {
+    const { max = value } = options;
+    if (!Number.isInteger(value) || value < 0) {
+      throw new RangeError(`Cannot make a semaphore of ${value}: the value must be a whole number from 0 up`);
+    }
+    if (!(max >= value)) throw new RangeError(`Cannot make a semaphore of ${value}: that is more than its max, ${max}`);
+    this.#value = value;
+    this.#max = max;
+  }
+
+  /** How many slots are free. */
+  get value(): number {
+    return this.#value;
+  }
+
+  /** Waits for a free slot and takes it. The guard it returns releases it, once. */
+  *acquire(): Coroutine<Disposable> {
+    if (this.#value === 0) {
+      yield* park(this.#waiters); // release() has handed its slot over
+    } else {
+      this.#value--;
+      yield* orElse(checkpoint(), () => this.#handOver());
+    }
+    let held = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (held) this.release();
+        held = false;
+      },
+    };
+  }
+
+  /**
+   * Gives a slot back: to the task that has waited longest, if there is one.
+   *
+   * @throws {Error} If no slot is taken.
+   */
+  release(): void {
+    if (this.#value >= this.#max) throw new Error("Cannot release the semaphore: no slot of it is taken");
+    this.#handOver();
+  }
+
+  #handOver(): void {
+    if (!this.#waiters.unpark()) this.#value++;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Condition
+// ----------------------------------------------------------------------------------------------------------------
+
+/**
+ * A lock together with the means to wait, while holding it, for something that another task will change while holding it.
+ * After asyncio's `Condition`.
+ *
+ * @example
+ * ```ts
+ * import { Condition, Loop } from "@yieldloop/yieldloop";
+ *
+ * const loop = new Loop();
+ * const changed = new Condition();
+ * let ready = false;
+ * function* waiter() {
+ *   using _guard = yield* changed.acquire();
+ *   yield* changed.waitFor(() => ready);
+ * }
+ * function* main() {
+ *   const task = loop.createTask(waiter());
+ *   using guard = yield* changed.acquire();
+ *   ready = true;
+ *   changed.notifyAll();
+ *   guard[Symbol.dispose]();
+ *   yield* task.join();
+ * }
+ * await loop.run(main());
+ * ```
+ */
+export class Condition {
+  readonly #lock: Lock;
+  readonly #waiters = new ParkingLot("Condition.wait");
+
+  /** Makes a condition on `lock`, by default on one of its own. */
+  constructor(lock: Lock = new Lock()) {
+    this.#lock = lock;
+  }
+
+  /** Waits until the lock is free and takes it. */
+  acquire(): Coroutine<Disposable> {
+    return this.#lock.acquire();
+  }
+
+  /** Releases the lock. */
+  release(): void {
+    this.#lock.release();
+  }
+
+  /** Whether a task holds the lock. */
+  get locked(): boolean {
+    return this.#lock.locked;
+  }
+
+  /**
+   * Releases the lock, waits to be notified, and takes the lock again before it returns, or throws `Cancelled`.
+   *
+   * @throws {Error} If the current task does not hold the lock.
+   */
+  *wait(): Coroutine<void> {
+    this.#check("wait for");
+    this.#lock.release();
+    try {
+      yield* park(this.#waiters);
+    } finally {
+      yield* shield(this.#lock.acquire());
+    }
+  }
+
+  /** Waits until `predicate()` holds, looking again each time it is notified. */
+  *waitFor(predicate: () => boolean): Coroutine<void> {
+    this.#check("wait for");
+    while (!predicate()) yield* this.wait();
+  }
+
+  /**
+   * Wakes the `n` tasks that have waited longest.
+   *
+   * @throws {Error} If the current task does not hold the lock.
+   */
+  notify(n: number = 1): void {
+    this.#check("notify");
+    while (n-- > 0 && this.#waiters.unpark());
+  }
+
+  /** Wakes all that wait. */
+  notifyAll(): void {
+    this.notify(this.#waiters.length);
+  }
+
+  #check(what: string): void {
+    if (!this.#lock.held) throw new Error(`Cannot ${what} the condition: the current task does not hold its lock`);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Queues
+// ----------------------------------------------------------------------------------------------------------------
+
+/** What a getter is woken with when there will be no item for it. */
+const CLOSED = Symbol("closed");
+
+/** Where a queue keeps its items; it decides the order. */
+interface Items<T> {
+  readonly length: number;
+  append(item: T): void;
+  popleft(): T | undefined;
+  /** Takes back an item whose getter was cancelled: it is the next one again. */
+  appendleft(item: T): void;
+}
+
+/**
+ * A queue between tasks: first in, first out. After asyncio's `Queue`.
+ *
+ * @example
+ * ```ts
+ * import { all, Loop, Queue } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const queue = new Queue<string>(10);
+ * const [_, item] = await new Loop().run(all([queue.put("hello"), queue.get()]));
+ * assertEquals(item, "hello");
+ * ```
+ */
+export class Queue<T> {
+  /** How many items it holds at the most. */
+  readonly maxsize: number;
+  readonly #items: Items<T>;
+  /** Slots promised to tasks that are about to put. */
+  #promised = 0;
+  #unfinished = 0;
+  #closed = false;
+  readonly #getters = new ParkingLot<T | typeof CLOSED>("Queue.get");
+  readonly #putters = new ParkingLot<boolean>("Queue.put");
+  readonly #joiners = new ParkingLot("Queue.join");
+
+  /**
+   * Makes a queue of at most `maxsize` items; 0, as the default, means no limit.
+   *
+   * @throws {RangeError} If `maxsize` is negative or not a number.
+   */
+  constructor(maxsize: number = 0) {
+    if (!(maxsize >= 0)) throw new RangeError(`Cannot make a queue of ${maxsize} items: the number must be from 0 up`);
+    this.maxsize = maxsize === 0 ? Infinity : maxsize;
+    this.#items = this._makeItems();
+  }
+
+  /** @internal */
+  _makeItems(): Items<T> {
+    return new Deque<T>();
+  }
+
+  /** How many items it holds. */
+  get size(): number {
+    return this.#items.length;
+  }
+
+  /** Whether it has been closed. */
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  /**
+   * Waits for room and adds `item`.
+   *
+   * @throws {ClosedError} If the queue is closed, or gets closed meanwhile; the item is not in it.
+   */
+  *put(item: T): Coroutine<void> {
+    this.#checkOpen();
+    if (this.#full) {
+      // Who takes an item promises its slot to the putter that has waited longest.
+      if (!(yield* park(this.#putters))) this.#checkOpen();
+    } else {
+      this.#promised++;
+      yield* orElse(checkpoint(), () => this.#freeSlot());
+    }
+    this.#promised--;
+    this.#checkOpen();
+    this.#add(item);
+  }
+
+  /**
+   * Adds `item` if there is room.
+   *
+   * @throws {WouldBlock} If there is none.
+   * @throws {ClosedError} If the queue is closed.
+   */
+  putNowait(item: T): void {
+    this.#checkOpen();
+    if (this.#full) throw new WouldBlock(`Cannot put: the queue holds ${this.maxsize} items already`);
+    this.#add(item);
+  }
+
+  /**
+   * Waits for an item and takes it.
+   *
+   * @throws {ClosedError} If the queue is closed and no item is left.
+   */
+  *get(): Coroutine<T> {
+    if (this.#items.length === 0) {
+      this.#checkOpen();
+      const item = yield* park(this.#getters);
+      if (item === CLOSED) throw closedError("get");
+      return item;
+    }
+    const item = this.#items.popleft()!;
+    yield* orElse(checkpoint(), () => {
+      if (!this.#getters.unpark(item)) this.#items.appendleft(item);
+    });
+    this.#offerSlot();
+    return item;
+  }
+
+  /**
+   * Takes an item if there is one.
+   *
+   * @throws {WouldBlock} If there is none.
+   * @throws {ClosedError} If the queue is closed and no item is left.
+   */
+  getNowait(): T {
+    if (this.#items.length === 0) {
+      if (this.#closed) throw closedError("get");
+      throw new WouldBlock("Cannot get: the queue is empty");
+    }
+    const item = this.#items.popleft()!;
+    this.#offerSlot();
+    return item;
+  }
+
+  /** Says that no item will be put any more. Who waits to put fails; who gets, gets what is left. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#putters.unparkAll(false);
+    this.#getters.unparkAll(CLOSED);
+  }
+
+  /**
+   * Says that one item that was taken has been dealt with.
+   *
+   * @throws {Error} If that has been said of every item.
+   */
+  taskDone(): void {
+    if (this.#unfinished === 0) throw new Error("Cannot mark a task as done: taskDone was called for every item already");
+    if (--this.#unfinished === 0) this.#joiners.unparkAll();
+  }
+
+  /** Waits until `taskDone` was called for every item that was put. */
+  join(): Coroutine<void> {
+    return this.#unfinished === 0 ? checkpoint() : park(this.#joiners);
+  }
+
+  get #full(): boolean {
+    return this.#items.length + this.#promised >= this.maxsize;
+  }
+
+  #add(item: T): void {
+    this.#unfinished++;
+    if (!this.#getters.unpark(item)) this.#items.append(item);
+  }
+
+  /** An item was taken: its slot goes to the putter that has waited longest. */
+  #offerSlot(): void {
+    if (!this.#full && this.#putters.unpark(true)) this.#promised++;
+  }
+
+  /** A slot that was promised is not needed. */
+  #freeSlot(): void {
+    this.#promised--;
+    this.#offerSlot();
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw closedError("use");
+  }
+}
+
+function closedError(what: string): ClosedError {
+  return new ClosedError(`Cannot ${what === "get" ? "get from" : "put into"} the queue: it is closed`);
+}
+
+/** A queue that gives the item that was put last. After asyncio's `LifoQueue`. */
+export class LifoQueue<T> extends Queue<T> {
+  /** @internal */
+  override _makeItems(): Items<T> {
+    return new Stack<T>();
+  }
+}
+
+class Stack<T> implements Items<T> {
+  readonly #items: T[] = [];
+
+  get length(): number {
+    return this.#items.length;
+  }
+  append(item: T): void {
+    this.#items.push(item);
+  }
+  popleft(): T | undefined {
+    return this.#items.pop();
+  }
+  appendleft(item: T): void {
+    this.#items.push(item);
+  }
+}
+
+/**
+ * A queue that gives the smallest item first; among equal ones, the one put first. After asyncio's `PriorityQueue`.
+ *
+ * @example
+ * ```ts
+ * import { PriorityQueue } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const queue = new PriorityQueue<{ due: number }>(0, (a, b) => a.due - b.due);
+ * queue.putNowait({ due: 2 });
+ * queue.putNowait({ due: 1 });
+ * assertEquals(queue.getNowait(), { due: 1 });
+ * ```
+ */
+export class PriorityQueue<T> extends Queue<T> {
+  /** `compare` is as for `Array.sort`; the default orders by `<`. */
+  constructor(maxsize: number = 0, compare: (a: T, b: T) => number = byValue) {
+    super(maxsize);
+    this.#heap.compare = compare;
+  }
+
+  // Made by _makeItems(), which the base class calls before this class has fields.
+  declare _heap: Heap<T>;
+  get #heap(): Heap<T> {
+    return this._heap;
+  }
+  /** @internal */
+  override _makeItems(): Items<T> {
+    return this._heap = new Heap<T>();
+  }
+}
