@@ -364,6 +364,14 @@ export class Deque<T> {
     this.#ring[(this.#head + this.length++) & (this.#ring.length - 1)] = item;
   }
 
+  /** Adds `item` at the front. */
+  appendleft(item: T): void {
+    if (this.length === this.#ring.length) this.#grow();
+    this.#head = (this.#head - 1) & (this.#ring.length - 1);
+    this.#ring[this.#head] = item;
+    this.length++;
+  }
+
   /** Takes the item at the front; undefined if there is none. */
   popleft(): T | undefined {
     if (this.length === 0) return undefined;

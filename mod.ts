@@ -1,2 +1,100 @@
-export * from "./loop.ts";
-export * from "./net.ts";
+/**
+ * An event loop that one can read, watch and trust: coroutines are generators that yield what they wait for as plain data, a
+ * loop of a few lines moves them between `ready` and a selector, and structured concurrency, sockets and streams are built on
+ * that.
+ *
+ * ```ts
+ * import { Loop, sleep, taskGroup } from "@yieldloop/yieldloop";
+ *
+ * function* tick(name: string, ms: number) {
+ *   for (let i = 0; i < 3; i++) {
+ *     yield* sleep(ms);
+ *     console.log(name, i);
+ *   }
+ * }
+ *
+ * await new Loop().run(taskGroup(function* (group) {
+ *   group.createTask(tick("fast", 1));
+ *   group.createTask(tick("slow", 2));
+ * }));
+ * ```
+ *
+ * The kernel is in `loop.ts`, which is made to be read first.
+ *
+ * @module
+ */
+
+export {
+  type Addr,
+  BusyError,
+  Cancelled,
+  CancelScope,
+  cancelScope,
+  type CancelScopeOptions,
+  checkpoint,
+  type Clock,
+  ClosedError,
+  type Coroutine,
+  currentTask,
+  DeadlockError,
+  EVENT_READ,
+  EVENT_WRITE,
+  type ListenerLike,
+  Loop,
+  type LoopOptions,
+  type Network,
+  type Op,
+  type OpHandler,
+  park,
+  ParkingLot,
+  readWait,
+  runningLoop,
+  type Selectable,
+  type Selector,
+  type SelectorKey,
+  sleep,
+  type SocketLike,
+  Task,
+  TaskError,
+  TaskLocal,
+  type TaskOptions,
+  TimeoutError,
+  type TraceEvent,
+  until,
+  WouldBlock,
+  writeWait,
+} from "./loop.ts";
+export {
+  all,
+  failAfter,
+  moveOnAfter,
+  race,
+  type Results,
+  shield,
+  type ShieldOptions,
+  TaskGroup,
+  taskGroup,
+} from "./scope.ts";
+export {
+  Condition,
+  Event,
+  LifoQueue,
+  Lock,
+  PriorityQueue,
+  Queue,
+  type QueueItems,
+  Semaphore,
+  type SemaphoreOptions,
+} from "./sync.ts";
+export {
+  connect,
+  type Connection,
+  type ConnectionListener,
+  type ConnectOptions,
+  DefaultSelector,
+  listen,
+  Listener,
+  type ListenOptions,
+  Pollable,
+  Socket,
+} from "./net.ts";

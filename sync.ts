@@ -337,9 +337,12 @@ export class Condition {
 const CLOSED = Symbol("closed");
 
 /** Where a queue keeps its items; it decides the order. */
-interface Items<T> {
+export interface QueueItems<T> {
+  /** How many there are. */
   readonly length: number;
+  /** Adds one. */
   append(item: T): void;
+  /** Takes the next one. */
   popleft(): T | undefined;
   /** Takes back an item whose getter was cancelled: it is the next one again. */
   appendleft(item: T): void;
@@ -361,7 +364,7 @@ interface Items<T> {
 export class Queue<T> {
   /** How many items it holds at the most. */
   readonly maxsize: number;
-  readonly #items: Items<T>;
+  readonly #items: QueueItems<T>;
   /** Slots promised to tasks that are about to put. */
   #promised = 0;
   #unfinished = 0;
@@ -371,19 +374,15 @@ export class Queue<T> {
   readonly #joiners = new ParkingLot("Queue.join");
 
   /**
-   * Makes a queue of at most `maxsize` items; 0, as the default, means no limit.
+   * Makes a queue of at most `maxsize` items; 0, as the default, means no limit. `items` keeps them, and so decides their
+   * order.
    *
    * @throws {RangeError} If `maxsize` is negative or not a number.
    */
-  constructor(maxsize: number = 0) {
+  constructor(maxsize: number = 0, items: QueueItems<T> = new Deque<T>()) {
     if (!(maxsize >= 0)) throw new RangeError(`Cannot make a queue of ${maxsize} items: the number must be from 0 up`);
     this.maxsize = maxsize === 0 ? Infinity : maxsize;
-    this.#items = this._makeItems();
-  }
-
-  /** @internal */
-  _makeItems(): Items<T> {
-    return new Deque<T>();
+    this.#items = items;
   }
 
   /** How many items it holds. */
@@ -477,7 +476,9 @@ export class Queue<T> {
    * @throws {Error} If that has been said of every item.
    */
   taskDone(): void {
-    if (this.#unfinished === 0) throw new Error("Cannot mark a task as done: taskDone was called for every item already");
+    if (this.#unfinished === 0) {
+      throw new Error("Cannot mark a task as done: taskDone was called for every item already");
+    }
     if (--this.#unfinished === 0) this.#joiners.unparkAll();
   }
 
@@ -517,26 +518,29 @@ function closedError(what: string): ClosedError {
 
 /** A queue that gives the item that was put last. After asyncio's `LifoQueue`. */
 export class LifoQueue<T> extends Queue<T> {
-  /** @internal */
-  override _makeItems(): Items<T> {
-    return new Stack<T>();
+  /** Makes a queue of at most `maxsize` items; 0, as the default, means no limit. */
+  constructor(maxsize: number = 0) {
+    super(maxsize, new Stack<T>());
   }
 }
 
-class Stack<T> implements Items<T> {
+class Stack<T> implements QueueItems<T> {
   readonly #items: T[] = [];
 
   get length(): number {
     return this.#items.length;
   }
+
   append(item: T): void {
     this.#items.push(item);
   }
-  popleft(): T | undefined {
-    return this.#items.pop();
-  }
+
   appendleft(item: T): void {
     this.#items.push(item);
+  }
+
+  popleft(): T | undefined {
+    return this.#items.pop();
   }
 }
 
@@ -555,19 +559,69 @@ class Stack<T> implements Items<T> {
  * ```
  */
 export class PriorityQueue<T> extends Queue<T> {
-  /** `compare` is as for `Array.sort`; the default orders by `<`. */
-  constructor(maxsize: number = 0, compare: (a: T, b: T) => number = byValue) {
-    super(maxsize);
-    this.#heap.compare = compare;
+  /** Makes a queue of at most `maxsize` items; `compare` is as for `Array.sort`, and orders by `<` by default. */
+  constructor(maxsize: number = 0, compare: (a: T, b: T) => number = (a, b) => a < b ? -1 : Number(b < a)) {
+    super(maxsize, new Heap<T>((a, b) => compare(a.item, b.item) || a.order - b.order));
+  }
+}
+
+interface Entry<T> {
+  item: T;
+  order: number;
+}
+
+/** A binary heap of items, each with the order in which it came. */
+class Heap<T> implements QueueItems<T> {
+  readonly #heap: Entry<T>[] = [];
+  readonly #compare: (a: Entry<T>, b: Entry<T>) => number;
+  #next = 0;
+  #first = -1;
+
+  constructor(compare: (a: Entry<T>, b: Entry<T>) => number) {
+    this.#compare = compare;
   }
 
-  // Made by _makeItems(), which the base class calls before this class has fields.
-  declare _heap: Heap<T>;
-  get #heap(): Heap<T> {
-    return this._heap;
+  get length(): number {
+    return this.#heap.length;
   }
-  /** @internal */
-  override _makeItems(): Items<T> {
-    return this._heap = new Heap<T>();
+
+  append(item: T): void {
+    this.#push({ item, order: this.#next++ });
+  }
+
+  /** Among its equals it is the first again. */
+  appendleft(item: T): void {
+    this.#push({ item, order: this.#first-- });
+  }
+
+  popleft(): T | undefined {
+    const heap = this.#heap;
+    const top = heap[0];
+    const last = heap.pop();
+    if (last && last !== top) this.#sink(last);
+    return top?.item;
+  }
+
+  #push(entry: Entry<T>): void {
+    const heap = this.#heap;
+    let i = heap.length;
+    for (let above = (i - 1) >> 1; i > 0 && this.#compare(entry, heap[above]) < 0; above = (i - 1) >> 1) {
+      heap[i] = heap[above];
+      i = above;
+    }
+    heap[i] = entry;
+  }
+
+  /** Puts `entry` in at the top, where it does not belong, and down to where it does. */
+  #sink(entry: Entry<T>): void {
+    const heap = this.#heap;
+    let i = 0;
+    for (let child = 1; child < heap.length; child = 2 * i + 1) {
+      if (child + 1 < heap.length && this.#compare(heap[child + 1], heap[child]) < 0) child++;
+      if (this.#compare(entry, heap[child]) <= 0) break;
+      heap[i] = heap[child];
+      i = child;
+    }
+    heap[i] = entry;
   }
 }
