@@ -1,7 +1,9 @@
+// The echo server on yieldloop: many clients at once, in one thread, and it reads as if there were only one.
+// Terminal 1:  deno run --allow-net examples/echo.ts     (another port than 25000: put it behind, 0 is any free one)
+// Terminal 2, 3 and so on:  nc 127.0.0.1 25000           (type a line, and it comes back with "Got: " before it)
 import { type Addr, type Coroutine, listen, Loop, type Socket } from "../mod.ts";
 
 const loop = new Loop();
-const encoder = new TextEncoder();
 
 function* echoServer(port: number): Coroutine {
   using listener = listen({ hostname: "127.0.0.1", port });
@@ -14,17 +16,22 @@ function* echoServer(port: number): Coroutine {
 }
 
 function* echoHandler(client: Socket): Coroutine {
-  using _closed = client;
+  using _ = client; // Python's "with client": it is closed on every way out.
   while (true) {
     const data = yield* loop.sockRecv(client, 10000);
     if (data.length === 0) break;
-    yield* loop.sockSendall(client, concat("Got: ", data));
+    yield* loop.sockSendall(client, concat(GOT, data));
   }
   console.log("connection closed");
 }
 
-function concat(prefix: string, data: Uint8Array): Uint8Array {
-  return new Uint8Array([...encoder.encode(prefix), ...data]);
+const GOT = new TextEncoder().encode("Got: ");
+
+function concat(a: Uint8Array, b: Uint8Array): Uint8Array {
+  const both = new Uint8Array(a.length + b.length);
+  both.set(a);
+  both.set(b, a.length);
+  return both;
 }
 
 function show(addr: Addr): string {
@@ -34,4 +41,5 @@ function show(addr: Addr): string {
 if (import.meta.main) {
   loop.createTask(echoServer(Number(Deno.args[0] ?? 25000)));
   await loop.runForever();
+  Deno.exitCode = 1; // The server never returns: it has failed, and the loop has printed why.
 }
