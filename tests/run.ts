@@ -1,0 +1,119 @@
+/**
+ * tests/run.ts: what `deno task ok` and `deno task test` do.
+ *
+ * The tests use `@std/assert` and `@std/testing` from JSR, as `deno.json` says. On a machine that cannot reach JSR they
+ * use the stand-ins in `tests/offline/` instead, through an import map; this program finds out which, and says so.
+ *
+ * Every check runs, also after one has failed, so that one look shows all there is to mend. The last line is the count
+ * of tests that passed and failed; a check that failed counts as one failure, and with `--strict` so does a test that
+ * stood aside.
+ */
+
+const DENO = Deno.execPath();
+const ROOT = new URL("..", import.meta.url).pathname;
+/** How long JSR may take to answer before it counts as out of reach, in milliseconds. */
+const PROBE_TIMEOUT = 5000;
+
+/** How a run of the tests ended. */
+interface Counts {
+  passed: number;
+  failed: number;
+  aside: string[];
+}
+
+async function main(args: string[]): Promise<number> {
+  const strict = args.includes("--strict");
+  const [what, ...rest] = args.filter((arg) => arg !== "--strict");
+  if (what !== "ok" && what !== "test") {
+    console.error("Usage: deno run -A tests/run.ts ok|test [--strict] [files or flags for deno test]");
+    return 2;
+  }
+  const imports = await chooseImports();
+  const failedChecks = what === "ok" ? await runChecks(imports) : [];
+  const counts = await runTests(imports, rest);
+  return report(counts, failedChecks, strict);
+}
+
+/** The flags that tell Deno where the packages of the tests come from. */
+async function chooseImports(): Promise<string[]> {
+  const registry = Deno.env.get("JSR_URL") ?? "https://jsr.io/";
+  if (await inReach(new URL("@std/assert/meta.json", registry))) {
+    console.log(`Tests use @std/assert and @std/testing from ${registry}`);
+    return [];
+  }
+  console.log(`Tests use the stand-ins in tests/offline, for ${registry} is out of reach`);
+  return ["--import-map=tests/offline/import_map.json"];
+}
+
+async function inReach(url: URL): Promise<boolean> {
+  try {
+    const response = await fetch(url, { signal: AbortSignal.timeout(PROBE_TIMEOUT) });
+    const meta = await response.json();
+    return response.ok && meta.name === "assert";
+  } catch {
+    return false;
+  }
+}
+
+/** Everything but the tests; returns the names of what failed. */
+async function runChecks(imports: string[]): Promise<string[]> {
+  const modules = rootModules();
+  const checks: [name: string, args: string[]][] = [
+    ["fmt", ["fmt", "--check"]],
+    ["lint", ["lint"]],
+    ["check", ["check", ...imports, "."]],
+    ["doc", ["doc", "--lint", ...modules]],
+    ["publish", ["publish", "--dry-run", "--allow-dirty"]],
+  ];
+  const failed: string[] = [];
+  for (const [name, args] of checks) {
+    console.log(`deno ${args.join(" ")}`);
+    if (!await deno(args)) failed.push(name);
+  }
+  return failed;
+}
+
+function rootModules(): string[] {
+  return [...Deno.readDirSync(ROOT)].filter((entry) => entry.isFile && entry.name.endsWith(".ts"))
+    .map((entry) => entry.name).sort();
+}
+
+/** Runs the tests and the snippets of all docs, or what the arguments name. */
+async function runTests(imports: string[], args: string[]): Promise<Counts> {
+  const report = await Deno.makeTempFile({ suffix: ".xml" });
+  try {
+    const files = args.some((arg) => !arg.startsWith("-")) ? [] : ["."];
+    const ok = await deno(["test", "-P", "--doc", ...imports, `--junit-path=${report}`, ...args, ...files]);
+    return count(await Deno.readTextFile(report), ok);
+  } finally {
+    await Deno.remove(report);
+  }
+}
+
+/** Reads the counts from the report Deno wrote; with no report, the run itself is the failure. */
+function count(report: string, ok: boolean): Counts {
+  const counts: Counts = { passed: 0, failed: 0, aside: [] };
+  const cases = report.matchAll(/<testcase name="([^"]*)"[^>]*>(.*?)<\/testcase>/gs);
+  for (const [, name, body] of cases) {
+    if (body.includes("<skipped")) counts.aside.push(name);
+    else if (body.includes("<failure") || body.includes("<error")) counts.failed++;
+    else counts.passed++;
+  }
+  if (!ok && counts.failed === 0) counts.failed = 1;
+  return counts;
+}
+
+function report(counts: Counts, failedChecks: string[], strict: boolean): number {
+  if (failedChecks.length > 0) console.log(`Failed checks: ${failedChecks.join(", ")}`);
+  if (counts.aside.length > 0) console.log(`${counts.aside.length} stood aside: ${counts.aside.join("; ")}`);
+  const failed = counts.failed + failedChecks.length + (strict ? counts.aside.length : 0);
+  console.log(`${counts.passed} passed, ${failed} failed`);
+  return failed > 0 ? 1 : 0;
+}
+
+async function deno(args: string[]): Promise<boolean> {
+  const child = new Deno.Command(DENO, { args, cwd: ROOT, env: { DENO_NO_UPDATE_CHECK: "1" } }).spawn();
+  return (await child.status).success;
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));
