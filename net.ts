@@ -195,8 +195,8 @@ export class DefaultSelector implements Selector {
     if (this.#until >= this.#timerDue) return;
     clearTimeout(this.#timer);
     this.#timerDue = this.#until;
-    // A longer delay than this would silently become the shortest.
-    const delay = Math.min(Math.ceil(this.#until - performance.now()), 2 ** 31 - 1);
+    // A longer delay than this would silently become the shortest; a negative one (it was a slow start) is warned of.
+    const delay = Math.min(Math.max(Math.ceil(this.#until - performance.now()), 0), 2 ** 31 - 1);
     this.#timer = setTimeout(this.#onTimer, delay);
   }
 
