@@ -5,9 +5,9 @@ import { Loop, readWait, type Selectable, type Socket } from "../mod.ts";
 
 if (import.meta.main) {
   const f = readWait("somesocket" as unknown as Selectable);
-  console.log(f); //        Object [Generator] {}
-  console.log(f.next()); // { value: [ "read_wait", "somesocket" ], done: false }
-  console.log(f.next()); // { value: undefined, done: true }
+  console.log(String(f)); // [object Generator]
+  console.log(f.next().value); // [ "read_wait", "somesocket" ]
+  console.log(f.next().done); // true
 
   // The socket operations are no more than that: wait by an op, then do what no longer blocks. Here we play the loop.
   const sock = { id: 7, recv: () => new TextEncoder().encode("hi") } as unknown as Socket;
