@@ -173,7 +173,19 @@ Deno.test(
     const promised = [...source.matchAll(/^ *console\.log\(.*\); \/\/ +(.*)$/gm)].map(([, comment]) => comment);
     assertEquals(out.trimEnd().split("\n"), promised);
     assertEquals(promised.slice(1, 3), [`[ "read_wait", "somesocket" ]`, "true"]);
-});
+  },
+);
+
+Deno.test(
+  "every example that serves runs by URL with the same permission",
+  needs({ ...WANTED, write: true }),
+  async () => {
+    await using site = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, sendSource);
+    const cache = await Deno.makeTempDir();
+    try {
+      for (const name of ALL) {
+        const url = `http://127.0.0.1:${site.addr.port}/examples/${name}.ts`;
+        await using server = await Server.start(["--no-config", url], { DENO_DIR: cache });
         using client = await Client.connect(server.port);
         await client.say("hello");
       }
