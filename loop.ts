@@ -259,6 +259,20 @@ export interface SocketLike extends Selectable {
   recvInto(buffer: Uint8Array): number;
   /** Takes what fits of `data` and says how much. */
   send(data: Uint8Array): number;
+  /** Set by the loop as long as a task is in `sockSendall`, between its waits too. */
+  sending?: boolean;
+}
+
+/** What the loop needs of a datagram socket. */
+export interface DatagramLike extends Selectable {
+  /** Takes at most `maxBytes` of the datagram that has arrived, and its sender; the rest of it is lost. */
+  recvfrom(maxBytes: number): [Uint8Array, Addr];
+  /** Sends one datagram and says how long it is. */
+  sendto(data: Uint8Array, addr: Addr): number;
+  /** When it is writable again: how much of the last datagram has left, or throws why it has not. */
+  sent(): number;
+  /** Set by the loop as long as a task is in `sockSendto`. */
+  sending?: boolean;
 }
 
 /** What the loop needs of a listening socket. */
@@ -273,6 +287,12 @@ export interface Network {
   listen(options: any): ListenerLike;
   /** Opens a connected socket. */
   connect(options: any): Coroutine<SocketLike>;
+  /** Opens a listening socket for TLS. */
+  listenTls?(options: any): ListenerLike;
+  /** Opens a connected socket with TLS. */
+  connectTls?(options: any): Coroutine<SocketLike>;
+  /** Opens a datagram socket. */
+  datagram?(options: any): DatagramLike;
 }
 
 /** The world a loop lives in when it is given no other. */
@@ -1268,10 +1288,12 @@ export class Loop {
    * `bytesSent` of the error says how many of them were.
    *
    * @throws {TypeError} If `data` is no `Uint8Array`.
+   * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
    */
   *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
     checkBytes("send", data);
     let sent = 0;
+    beginSending(sock);
     try {
       do {
         yield* writeWait(sock);
@@ -1280,6 +1302,43 @@ export class Loop {
     } catch (error) {
       if (error instanceof Cancelled) error.bytesSent = sent;
       throw error;
+    } finally {
+      sock.sending = false;
+    }
+  }
+
+  /**
+   * Waits for a datagram on `sock` and takes at most `maxBytes` of it, the rest is lost; and the address of its sender.
+   *
+   * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   */
+  *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
+    checkMaxBytes(maxBytes);
+    yield* readWait(sock);
+    return sock.recvfrom(maxBytes);
+  }
+
+  /**
+   * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that are. If it is
+   * cancelled, `bytesSent` of the error says whether it was handed over.
+   *
+   * @throws {TypeError} If `data` is no `Uint8Array`.
+   * @throws {BusyError} If another task is still sending on `sock`.
+   */
+  *sockSendto(sock: DatagramLike, data: Uint8Array, addr: Addr): Coroutine<number> {
+    checkBytes("send", data);
+    let sent = 0;
+    beginSending(sock);
+    try {
+      yield* writeWait(sock);
+      sent = sock.sendto(data, addr);
+      yield* writeWait(sock);
+      return sock.sent();
+    } catch (error) {
+      if (error instanceof Cancelled) error.bytesSent = sent;
+      throw error;
+    } finally {
+      sock.sending = false;
     }
   }
 
@@ -1683,6 +1742,11 @@ function checkMaxBytes(maxBytes: number): void {
   if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
     throw new RangeError(`Cannot recv ${maxBytes} bytes: the number must be a whole one from 1 up`);
   }
+}
+
+function beginSending(sock: SocketLike | DatagramLike): void {
+  if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
+  sock.sending = true;
 }
 
 function checkBytes(what: string, data: unknown): void {

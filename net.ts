@@ -17,7 +17,8 @@
  *
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
- * start at {@linkcode READ_MIN} and follow the traffic.
+ * start at {@linkcode READ_MIN} and follow the traffic. A datagram socket holds one datagram each way. All sockets
+ * together keep 2 MiB of free write buffers.
  *
  * What a cancelled wait leaves behind: a read or accept cannot be taken back, so it stays armed, and what it brings is
  * kept for whoever reads or accepts next. Nothing is lost.
@@ -32,6 +33,7 @@ import {
   BusyError,
   ClosedError,
   type Coroutine,
+  type DatagramLike,
   EVENT_READ,
   EVENT_WRITE,
   type ListenerLike,
@@ -52,6 +54,10 @@ const READ_MIN = 1024;
 const READ_MAX = 65536;
 /** How many bytes one write takes; as many again may wait behind it. */
 const SEND_MAX = 65536;
+/** The largest datagram there is, rounded up, in bytes. */
+const DATAGRAM_MAX = 65536;
+/** How many bytes one direction of a {@linkcode socketPair} holds, besides what its two sockets do. */
+const PIPE_SIZE = 16384;
 /** How long a closed socket may go on delivering what it had accepted, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
 
@@ -95,7 +101,7 @@ class Key implements SelectorKey {
   queued = false;
   constructor(
     readonly fileobj: Pollable,
-    readonly events: number,
+    public events: number,
     readonly data: any,
     public selector: DefaultSelector | null,
   ) {}
@@ -118,6 +124,7 @@ class Key implements SelectorKey {
  */
 export class DefaultSelector implements Selector {
   readonly #keys = new Set<Key>();
+  #closed = false;
   /** Keys that may be ready: those that signalled, and those that were ready when last looked at. */
   #queue: Key[] = [];
   #spare: Key[] = [];
@@ -140,15 +147,16 @@ export class DefaultSelector implements Selector {
    *
    * @throws {TypeError} If `fileobj` is nothing this selector can watch, or `events` names no event.
    * @throws {BusyError} If one of `events` is watched already.
-   * @throws {ClosedError} If `fileobj` is closed.
+   * @throws {ClosedError} If `fileobj` is closed, or the selector is.
    */
   register(fileobj: Selectable, events: number, data?: unknown): SelectorKey {
     if (!(fileobj instanceof Pollable)) {
-      throw new TypeError(`Cannot wait for ${Deno.inspect(fileobj, { depth: 0 })}: it is no socket or listener`);
+      throw new TypeError(`Cannot wait for ${kind(fileobj)}: it is no socket or listener`);
     }
     if (events !== EVENT_READ && events !== EVENT_WRITE && events !== (EVENT_READ | EVENT_WRITE)) {
       throw new TypeError(`Cannot wait for events ${events}: use EVENT_READ, EVENT_WRITE, or both or-ed together`);
     }
+    if (this.#closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
     if (fileobj._closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
     if ((events & EVENT_READ) && fileobj._readKey) throw busy(fileobj, "read");
     if ((events & EVENT_WRITE) && fileobj._writeKey) throw busy(fileobj, "write");
@@ -163,20 +171,38 @@ export class DefaultSelector implements Selector {
   /** Ends the watch for `events`, by default for both. What was armed stays armed; see the opening of this file. */
   unregister(fileobj: Selectable, events: number = EVENT_READ | EVENT_WRITE): void {
     if (!(fileobj instanceof Pollable)) return;
-    if (events & EVENT_READ) this.#drop(fileobj._readKey);
-    if (events & EVENT_WRITE) this.#drop(fileobj._writeKey);
+    if (events & EVENT_READ && fileobj._readKey?.selector === this) {
+      this.#drop(fileobj._readKey, EVENT_READ);
+      fileobj._readKey = null;
+    }
+    if (events & EVENT_WRITE && fileobj._writeKey?.selector === this) {
+      this.#drop(fileobj._writeKey, EVENT_WRITE);
+      fileobj._writeKey = null;
+    }
   }
 
-  #drop(key: Key | null): void {
-    if (key?.selector !== this) return;
-    this.#keys.delete(key);
+  #drop(key: Key, event: number): void {
+    if (key.events !== event) {
+      key.events &= ~event;
+      return;
+    }
+    // The key keeps its last event, for whoever still holds it.
     key.selector = null;
-    if (key.fileobj._readKey === key) key.fileobj._readKey = null;
-    if (key.fileobj._writeKey === key) key.fileobj._writeKey = null;
+    this.#keys.delete(key);
   }
 
-  /** Waits for something to be ready, `timeout` milliseconds at most; `select(0)` for one turn of Deno's event loop. */
+  /**
+   * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for one turn of
+   * Deno's event loop. While one `select` is under way another makes it return.
+   *
+   * @throws {RangeError} If `timeout` is not a number.
+   * @throws {ClosedError} If the selector is closed.
+   */
   async select(timeout: number = Infinity): Promise<[SelectorKey, number][]> {
+    if (typeof timeout !== "number" || Number.isNaN(timeout)) {
+      throw new RangeError(`Cannot select for ${kind(timeout)} ms: the time must be a number`);
+    }
+    if (this.#closed) throw new ClosedError("Cannot select: the selector is closed");
     if (this.#resolve) this.wakeup();
     if (timeout <= 0) {
       await new Promise((resolve) => setImmediate(resolve));
@@ -245,9 +271,10 @@ export class DefaultSelector implements Selector {
     this.#timerDue = Infinity;
   }
 
-  /** Ends every watch and a `select` under way. */
+  /** Ends every watch and a `select` under way. Closing twice is fine. */
   close(): void {
-    for (const key of this.#keys) this.#drop(key);
+    this.#closed = true;
+    for (const key of [...this.#keys]) this.unregister(key.fileobj, key.events);
     this.wakeup();
     this.wakeup();
   }
@@ -265,7 +292,7 @@ function busy(fileobj: Pollable, what: string): BusyError {
 /** Buffers for bytes on their way out, kept for the next write: fresh memory costs more than the copy into it. */
 class BufferPool {
   static readonly #SIZES = [1024, 4096, 16384, SEND_MAX];
-  /** How many free buffers of each size are kept. */
+  /** How many free buffers of each size are kept: 2 MiB in all. */
   static readonly #KEPT = [256, 64, 32, 16];
   readonly #free: Uint8Array<ArrayBuffer>[][] = [[], [], [], []];
 
@@ -285,36 +312,6 @@ class BufferPool {
 
 const pool = new BufferPool();
 
-/** Bytes that were sent and wait for the write before them. */
-class Outgoing {
-  buffer: Uint8Array<ArrayBuffer>;
-  length = 0;
-
-  constructor(size: number) {
-    this.buffer = pool.take(size);
-  }
-
-  get room(): number {
-    return SEND_MAX - this.length;
-  }
-
-  append(data: Uint8Array): void {
-    const length = this.length + data.length;
-    if (length > this.buffer.length) {
-      const larger = pool.take(length);
-      larger.set(this.buffer.subarray(0, this.length));
-      pool.give(this.buffer);
-      this.buffer = larger;
-    }
-    this.buffer.set(data, this.length);
-    this.length = length;
-  }
-
-  release(): void {
-    pool.give(this.buffer);
-  }
-}
-
 /** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. */
 export interface Connection {
   /** Our address. */
@@ -333,9 +330,20 @@ export interface Connection {
   setNoDelay?(on?: boolean): void;
   /** For TCP. */
   setKeepAlive?(on?: boolean): void;
+  /** For TLS: resolves when both sides have agreed. */
+  handshake?(): Promise<TlsHandshakeInfo>;
+}
+
+/** What the two sides of a TLS connection have agreed on. */
+export interface TlsHandshakeInfo {
+  /** The protocol both want to speak, of those in `alpnProtocols`; null if none. */
+  alpnProtocol: string | null;
 }
 
 const EMPTY = new Uint8Array(0);
+
+/** Where input that nobody will ever look at goes; all sockets share it. */
+let scrap: Uint8Array | null = null;
 
 /**
  * A connected socket. Its methods never block: what cannot be done now throws {@linkcode WouldBlock}. To wait, a task
@@ -344,25 +352,34 @@ const EMPTY = new Uint8Array(0);
 export class Socket extends Pollable implements SocketLike {
   readonly #conn: Connection;
   #isClosed = false;
+  /** Set by the loop as long as a task is in `sockSendall`, between its waits too. */
+  sending = false;
 
-  // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read under way fills what is
-  // behind them. Bytes are handed out as views of the slab, never copied; the rest of it serves the reads to come.
+  // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read fills what is behind
+  // them, and is started only when nothing is left. Bytes are handed out as views of the slab, never copied, so what
+  // lies before #given is never written again.
   #slab: Uint8Array = EMPTY;
+  #given = 0;
   #from = 0;
   #to = 0;
   #readSize = READ_MIN;
   #reading = false;
+  /** How many bytes the read under way may bring. */
+  #asked = 0;
   #eof = false;
   #readError: unknown = null;
 
-  // The write side: one write under way, and what was sent since.
-  #writing = false;
-  #waiting: Outgoing | null = null;
+  // The write side: the bytes of one write under way, and what was sent since. Buffers are the pool's.
+  #leaving: Uint8Array<ArrayBuffer> | null = null;
+  #leavingFrom = 0;
+  #leavingTo = 0;
+  #waiting: Uint8Array<ArrayBuffer> | null = null;
+  #waitingLength = 0;
   #writeEnded = false;
   #writeError: unknown = null;
   #flushed: PromiseWithResolvers<void> | null = null;
-  #linger: ReturnType<typeof setTimeout> | undefined;
   #settings: (() => void)[] = [];
+  #linger: ReturnType<typeof setTimeout> | undefined;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
   constructor(conn: Connection) {
@@ -387,7 +404,7 @@ export class Socket extends Pollable implements SocketLike {
   _ready(event: number): boolean {
     if (this.#isClosed) return true;
     if (event === EVENT_READ) return this.#to > this.#from || this.#eof || this.#readError !== null;
-    return !this.#writing || this.#writeError !== null || this.#waiting === null || this.#waiting.room > 0;
+    return this.#waitingLength < SEND_MAX || this.#writeError !== null;
   }
 
   /** @internal */
@@ -411,12 +428,10 @@ export class Socket extends Pollable implements SocketLike {
    */
   recv(maxBytes: number): Uint8Array {
     this.#check("recv on");
-    if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
-      throw new RangeError(`Cannot recv ${maxBytes} bytes: the number must be a whole one from 1 up`);
-    }
+    checkMaxBytes(maxBytes);
     const from = this.#from;
     if (this.#to === from) return this.#nothing();
-    this.#from = Math.min(this.#to, from + maxBytes);
+    this.#from = this.#given = Math.min(this.#to, from + maxBytes);
     return this.#slab.subarray(from, this.#from);
   }
 
@@ -435,12 +450,10 @@ export class Socket extends Pollable implements SocketLike {
     const length = Math.min(this.#to - this.#from, buffer.length);
     buffer.set(this.#slab.subarray(this.#from, this.#from + length));
     this.#from += length;
-    // No view of these bytes was given away: once all are taken their place is free again.
-    if (this.#from === this.#to && !this.#reading) this.#from = this.#to = this.#given;
+    // Once all is taken, the place of what was copied out is free again; the place of what was handed out is not.
+    if (this.#from === this.#to) this.#from = this.#to = this.#given;
     return length;
   }
-  /** Up to here the slab has been handed out in views. */
-  #given = 0;
 
   #nothing(): Uint8Array {
     if (this.#readError !== null) throw this.#readError;
@@ -449,33 +462,50 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   #read(): void {
-    if (this.#slab.length - this.#to < this.#readSize >> 2) {
+    if (this.#slab.length !== this.#readSize || this.#slab.length - this.#to < this.#readSize >> 2) {
       this.#slab = new Uint8Array(this.#readSize);
-      this.#from = this.#to = 0;
+      this.#given = this.#from = this.#to = 0;
     }
-    this.#reading = true;
-    const target = this.#slab.subarray(this.#to);
-    this.#conn.read(target).then((n) => this.#onRead(n, target.length), (error) => this.#onReadError(error));
+    this.#readInto(this.#to === 0 ? this.#slab : this.#slab.subarray(this.#to));
   }
 
-  #onRead(n: number | null, asked: number): void {
+  #readInto(target: Uint8Array): void {
+    this.#reading = true;
+    this.#asked = target.length;
+    this.#conn.read(target).then(this.#onRead, this.#onReadError);
+  }
+
+  // The four callbacks of a socket are made once, not for each read and write.
+  readonly #onRead = (n: number | null): void => {
     this.#reading = false;
     if (n === null) {
       this.#eof = true;
-      this.#slab = EMPTY;
-      this.#from = this.#to = 0;
-    } else {
+      this.#forgetInput();
+    } else if (!this.#isClosed) {
       this.#to += n;
-      if (n === asked) this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
-      else if (n < this.#readSize >> 4) this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
+      this.#adapt(n);
     }
-    this._signal(EVENT_READ);
-  }
+    if (this.#isClosed) this.#leave();
+    else this._signal(EVENT_READ);
+  };
 
-  #onReadError(error: unknown): void {
+  readonly #onReadError = (error: unknown): void => {
     this.#reading = false;
     this.#readError = error;
-    this._signal(EVENT_READ);
+    this.#forgetInput();
+    if (this.#isClosed) this.#leave();
+    else this._signal(EVENT_READ);
+  };
+
+  /** A read that was filled asks for a larger one, one that was nearly empty for a smaller one. */
+  #adapt(n: number): void {
+    if (n === this.#asked && n > this.#readSize >> 1) this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
+    else if (n < this.#readSize >> 4) this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
+  }
+
+  #forgetInput(): void {
+    this.#slab = EMPTY;
+    this.#given = this.#from = this.#to = 0;
   }
 
   // ---- Writing -------------------------------------------------------------------------------------------------
@@ -493,142 +523,229 @@ export class Socket extends Pollable implements SocketLike {
     checkBytes("send", data);
     if (this.#writeError !== null) throw this.#writeError;
     if (this.#writeEnded) throw new Deno.errors.BrokenPipe(`Cannot send on ${this}: its write side was closed`);
-    const room = this.#waiting ? this.#waiting.room : SEND_MAX;
+    if (data.length === 0) return 0;
+    const room = SEND_MAX - this.#waitingLength;
     if (room === 0) throw new WouldBlock(`Cannot send on ${this}: it holds ${SEND_MAX} bytes that have not left yet`);
     const taken = data.length > room ? data.subarray(0, room) : data;
-    if (taken.length === 0) return 0;
-    this.#waiting ??= new Outgoing(taken.length);
-    this.#waiting.append(taken);
-    if (!this.#writing) this.#write();
+    this.#append(taken);
+    if (this.#leaving === null) this.#write();
     return taken.length;
   }
 
+  #append(data: Uint8Array): void {
+    const length = this.#waitingLength + data.length;
+    const old = this.#waiting;
+    if (old === null) {
+      this.#waiting = pool.take(length);
+    } else if (length > old.length) {
+      this.#waiting = pool.take(length);
+      this.#waiting.set(old.subarray(0, this.#waitingLength));
+      pool.give(old);
+    }
+    this.#waiting!.set(data, this.#waitingLength);
+    this.#waitingLength = length;
+  }
+
+  /** What waits becomes what leaves. */
   #write(): void {
-    const out = this.#waiting!;
+    this.#leaving = this.#waiting;
+    this.#leavingFrom = 0;
+    this.#leavingTo = this.#waitingLength;
     this.#waiting = null;
-    this.#writing = true;
-    this.#writeRest(out, 0);
+    this.#waitingLength = 0;
+    this.#writeRest();
   }
 
-  #writeRest(out: Outgoing, from: number): void {
-    this.#conn.write(out.buffer.subarray(from, out.length)).then(
-      (n) => from + n < out.length ? this.#writeRest(out, from + n) : this.#onWritten(out),
-      (error) => this.#onWriteError(error),
-    );
+  #writeRest(): void {
+    const rest = this.#leaving!.subarray(this.#leavingFrom, this.#leavingTo);
+    this.#conn.write(rest).then(this.#onWritten, this.#onWriteError);
   }
 
-  #onWritten(out: Outgoing): void {
-    out.release();
-    this.#writing = false;
-    if (this.#settings.length > 0) this.#applySettings();
+  readonly #onWritten = (n: number): void => {
+    this.#leavingFrom += n;
+    if (this.#leavingFrom < this.#leavingTo) return this.#writeRest();
+    pool.give(this.#leaving!);
+    this.#leaving = null;
+    if (this.#settings.length > 0) this.#applyLate();
     if (this.#waiting) this.#write();
-    else this.#flushed?.resolve();
-    this._signal(EVENT_WRITE);
-  }
+    else this.#wakeFlushed();
+    if (this.#isClosed) this.#leave();
+    else this._signal(EVENT_WRITE);
+  };
 
-  #onWriteError(error: unknown): void {
-    // The buffer is not given back: the platform may still hold it.
-    this.#writing = false;
-    this.#waiting?.release();
-    this.#waiting = null;
+  readonly #onWriteError = (error: unknown): void => {
+    this.#leaving = null; // Not given back to the pool: the platform may still read it.
     this.#writeError = error;
-    this.#flushed?.resolve();
-    this._signal(EVENT_WRITE);
+    this.#forgetOutput();
+    this.#wakeFlushed();
+    if (this.#isClosed) this.#leave();
+    else this._signal(EVENT_WRITE);
+  };
+
+  #forgetOutput(): void {
+    if (this.#waiting) pool.give(this.#waiting);
+    this.#waiting = null;
+    this.#waitingLength = 0;
   }
 
-  /** Resolves when nothing that was sent is still here. */
-  #flush(): Promise<void> {
-    if (!this.#writing) return Promise.resolve();
-    return (this.#flushed ??= Promise.withResolvers<void>()).promise;
+  #wakeFlushed(): void {
+    this.#flushed?.resolve();
+    this.#flushed = null;
+  }
+
+  /** Waits until nothing that was sent is still here. */
+  *#flush(what: string): Coroutine<void> {
+    while (true) {
+      this.#check(what);
+      if (this.#writeError !== null) throw this.#writeError;
+      if (this.#leaving === null) return;
+      this.#flushed ??= Promise.withResolvers<void>();
+      yield* until(this.#flushed.promise);
+    }
   }
 
   /**
    * Waits until everything sent has left, then ends our side of the stream: the peer sees its end, and can still send.
+   * Cancelled before that, it has ended nothing.
    *
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
   *closeWrite(): Coroutine<void> {
-    this.#check("close the write side of");
+    yield* this.#flush("close the write side of");
     if (this.#writeEnded) return;
-    yield* until(this.#flush());
-    this.#check("close the write side of");
-    if (this.#writeError !== null) throw this.#writeError;
     this.#writeEnded = true;
+    this._signal(EVENT_WRITE);
     yield* until(this.#conn.closeWrite());
   }
 
-  // ---- Settings and the end ------------------------------------------------------------------------------------
+  // ---- Settings ------------------------------------------------------------------------------------------------
 
-  /** Whether small writes leave at once instead of being gathered (`TCP_NODELAY`). No effect where there is no TCP. */
+  /** Whether small writes leave at once instead of being gathered (`TCP_NODELAY`). No effect on Unix sockets and TLS. */
   setNoDelay(on = true): void {
     this.#set(() => this.#conn.setNoDelay?.(on));
   }
 
-  /** Whether the system probes an idle connection (`SO_KEEPALIVE`). No effect where there is no TCP. */
+  /** Whether the system probes an idle connection (`SO_KEEPALIVE`). No effect on Unix sockets and TLS. */
   setKeepAlive(on = true): void {
     this.#set(() => this.#conn.setKeepAlive?.(on));
   }
 
+  /** Deno refuses settings while a write is under way, so they wait for its end. */
   #set(setting: () => void): void {
     this.#check("set an option of");
-    this.#settings.push(setting);
-    if (!this.#writing) this.#applySettings();
+    if (this.#leaving === null) setting();
+    else this.#settings.push(setting);
   }
 
-  /** Deno refuses settings while a write is under way, so they wait for its end. */
-  #applySettings(): void {
-    for (const setting of this.#settings.splice(0)) setting();
+  #applyLate(): void {
+    for (const setting of this.#settings.splice(0)) {
+      try {
+        setting();
+      } catch {
+        // Who asked has gone on. A connection that refuses its setting is a broken one, and its next use says so.
+      }
+    }
   }
 
   /**
-   * Closes the socket. Who waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for
-   * {@linkcode LINGER} milliseconds at most. Closing twice is fine.
+   * Completes the TLS handshake and says what was agreed. It happens by itself with the first bytes; a server uses this
+   * to learn the protocol first, or to give a slow client a deadline. On a socket without TLS there is nothing to agree.
+   */
+  *handshake(): Coroutine<TlsHandshakeInfo> {
+    this.#check("shake hands on");
+    if (!this.#conn.handshake) return { alpnProtocol: null };
+    const { alpnProtocol } = yield* until(this.#conn.handshake());
+    return { alpnProtocol: alpnProtocol ?? null };
+  }
+
+  // ---- The end -------------------------------------------------------------------------------------------------
+
+  /**
+   * Closes the socket. Who waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
+   * seconds at most. Closing twice is fine.
    */
   close(): void {
     if (this.#isClosed) return;
-    this.#isClosed = true;
     const unread = this.#to > this.#from;
-    this.#slab = EMPTY;
-    this.#from = this.#to = 0;
-    this._signal(EVENT_READ);
-    this._signal(EVENT_WRITE);
-    if (this.#writeError !== null || (!this.#writing && !unread)) return this.#conn.close();
-    this.#linger = setTimeout(() => this.#conn.close(), LINGER);
-    this.#deliver(unread).catch(() => {}).finally(() => {
-      clearTimeout(this.#linger);
-      close(this.#conn);
-    });
+    this.#shut();
+    if (this.#leaving === null && !unread) return this.#end();
+    this.#linger = setTimeout(this.#end, LINGER);
+    this.#leave();
   }
 
   /**
-   * Discussion: TCP answers bytes that arrive at, or lie unread in, a closed socket with a reset, and a reset throws away
-   * what the peer has not read yet. So where we know of unread input, we end our side, read what comes and forget it
-   * until the peer has ended its side too.
+   * Closes the socket and drops what has not left this program yet; also one that was closed before and is still
+   * delivering. The peer sees the end of the stream.
    */
-  async #deliver(unread: boolean): Promise<void> {
-    await this.#flush();
-    if (!unread && !this.#reading) return;
-    if (!unread) return;
-    await this.#conn.closeWrite();
-    const scrap = new Uint8Array(READ_MAX);
-    while (!this.#eof && !this.#reading && await this.#conn.read(scrap) !== null);
-  }
-
-  /** Closes the socket and drops what has not left yet. */
   abort(): void {
-    this.close();
-    clearTimeout(this.#linger);
-    close(this.#conn);
+    if (!this.#isClosed) this.#shut();
+    this.#forgetOutput();
+    this.#end();
   }
 
   /** `close()`, for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }
+
+  /** From here on nobody can use it, and who was waiting is told so. */
+  #shut(): void {
+    this.#isClosed = true;
+    this.#forgetInput();
+    this.#wakeFlushed();
+    this._signal(EVENT_READ);
+    this._signal(EVENT_WRITE);
+  }
+
+  /**
+   * The next step of a closed socket that still has something to deliver; called again whenever a read or write ends.
+   *
+   * Discussion: TCP answers bytes that arrive at, or lie unread in, a closed socket with a reset, and a reset throws away
+   * what the peer has not read yet. So while we deliver we also read, and forget what comes; when all has left we end our
+   * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer.
+   * This happens where something was unsent or unread at `close()`. A socket with neither is closed at once, as the
+   * system does it: what is still on its way to it then is not waited for.
+   */
+  #leave(): void {
+    const broken = this.#readError !== null || this.#writeError !== null;
+    if (broken || (this.#eof && this.#leaving === null)) return this.#end();
+    if (!this.#eof && !this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
+    if (this.#leaving !== null || this.#writeEnded) return;
+    this.#writeEnded = true;
+    this.#conn.closeWrite().catch(this.#end);
+  }
+
+  readonly #end = (): void => {
+    clearTimeout(this.#linger);
+    closeQuietly(this.#conn);
+  };
+
+  /** @internal */
+  _checkPlainTcp(what: string): void {
+    if (this.remoteAddr.transport !== "tcp") throw new TypeError(`Cannot ${what} ${this}: it is no TCP socket`);
+    if (this.#conn.handshake) throw new TypeError(`Cannot ${what} ${this}: it has TLS already`);
+  }
+
+  /**
+   * Takes the connection out of the socket, which is closed by that, when all that was sent has left.
+   *
+   * @throws {BusyError} If somebody waits on it, or input is under way or unread: it would be lost. @internal
+   */
+  *_surrender(what: string): Coroutine<Connection> {
+    yield* this.#flush(what);
+    if (this._readKey || this._writeKey) throw new BusyError(`Cannot ${what} ${this}: a task is waiting on it`);
+    if (this.#reading) throw new BusyError(`Cannot ${what} ${this}: a read is under way`);
+    if (this.#to > this.#from) {
+      throw new BusyError(`Cannot ${what} ${this}: ${this.#to - this.#from} bytes have arrived and were not read`);
+    }
+    if (this.#readError !== null) throw this.#readError;
+    this.#shut();
+    return this.#conn;
+  }
 }
 
 /** Closes what may be closed already. */
-function close(resource: { close(): void }): void {
+function closeQuietly(resource: { close(): void }): void {
   try {
     resource.close();
   } catch (error) {
@@ -636,10 +753,22 @@ function close(resource: { close(): void }): void {
   }
 }
 
-function checkBytes(what: string, data: unknown): void {
-  if (!(data instanceof Uint8Array)) {
-    throw new TypeError(`Cannot ${what} ${Deno.inspect(data, { depth: 0 })}: it must be a Uint8Array`);
+function checkMaxBytes(maxBytes: number): void {
+  if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
+    throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
   }
+}
+
+function checkBytes(what: string, data: unknown): void {
+  if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
+}
+
+/** A value in a few words. */
+function kind(value: unknown): string {
+  if (typeof value === "string") return "a string";
+  if (typeof value === "function") return "a function";
+  if (typeof value === "object" && value !== null) return `a value of type ${value.constructor?.name ?? "Object"}`;
+  return String(value);
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -693,7 +822,7 @@ export class Listener extends Pollable implements ListenerLike<Socket> {
 
   #onAccept(conn: Connection): void {
     this.#accepting = false;
-    if (this.#isClosed) return close(conn);
+    if (this.#isClosed) return closeQuietly(conn);
     this.#accepted = conn;
     this._signal(EVENT_READ);
   }
@@ -710,6 +839,9 @@ export class Listener extends Pollable implements ListenerLike<Socket> {
 
   /**
    * Takes the connection that has arrived.
+   *
+   * What went wrong below (the process has no more files to open, say) is thrown once, here; the listener goes on, and
+   * whoever accepts in a loop should pause first, since the same may be wrong again.
    *
    * @throws {WouldBlock} If none has.
    * @throws {ClosedError} If the listener is closed.
@@ -732,10 +864,10 @@ export class Listener extends Pollable implements ListenerLike<Socket> {
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    if (this.#accepted) close(this.#accepted);
+    if (this.#accepted) closeQuietly(this.#accepted);
     this.#accepted = null;
     this._signal(EVENT_READ);
-    close(this.#listener);
+    closeQuietly(this.#listener);
   }
 
   /** `close()`, for `using`. */
@@ -745,50 +877,439 @@ export class Listener extends Pollable implements ListenerLike<Socket> {
 }
 
 // ----------------------------------------------------------------------------------------------------------------
+// Datagrams
+// ----------------------------------------------------------------------------------------------------------------
+
+/** What a {@linkcode DatagramSocket} needs of the one below it. `Deno.DatagramConn` has it. */
+export interface DatagramConnection {
+  /** Our address. */
+  readonly addr: Addr;
+  /** Resolves to the next datagram, of which no more than fits is put into `buffer`, and its sender. */
+  receive(buffer: Uint8Array): Promise<[Uint8Array, Addr]>;
+  /** Resolves to the number of bytes sent. */
+  send(data: Uint8Array, addr: Addr): Promise<number>;
+  /** Ends it; what is pending rejects. */
+  close(): void;
+}
+
+/**
+ * A socket for datagrams. It holds the one that has arrived and the one that is leaving; the system queues, and drops,
+ * the others. To wait, a task uses `loop.sockRecvfrom` and `loop.sockSendto`.
+ */
+export class DatagramSocket extends Pollable implements DatagramLike {
+  readonly #conn: DatagramConnection;
+  #isClosed = false;
+  /** Set by the loop as long as a task is in `sockSendto`. */
+  sending = false;
+  #buffer: Uint8Array = EMPTY;
+  #receiving = false;
+  #received: [Uint8Array, Addr] | null = null;
+  #receiveError: unknown = null;
+  #leaving: Uint8Array<ArrayBuffer> | null = null;
+  #sent = 0;
+  #sendError: unknown = null;
+
+  /** Makes a socket over `conn`, which is the socket's from now on. */
+  constructor(conn: DatagramConnection) {
+    super();
+    this.#conn = conn;
+  }
+
+  /** Our address; `addr.port` is the real one if port 0 was asked for. */
+  get addr(): Addr {
+    return this.#conn.addr;
+  }
+  /** What it is called in messages. */
+  override toString(): string {
+    return `datagram socket ${this.id}`;
+  }
+  /** @internal */
+  get _closed(): boolean {
+    return this.#isClosed;
+  }
+
+  /** @internal */
+  _ready(event: number): boolean {
+    if (this.#isClosed) return true;
+    return event === EVENT_READ ? this.#received !== null || this.#receiveError !== null : this.#leaving === null;
+  }
+
+  /** @internal */
+  _arm(event: number): void {
+    if (event !== EVENT_READ || this.#receiving) return;
+    if (this.#buffer === EMPTY) this.#buffer = new Uint8Array(DATAGRAM_MAX);
+    this.#receiving = true;
+    this.#conn.receive(this.#buffer).then(
+      ([data, addr]) => this.#onReceived(data.slice(), addr, null),
+      (error) => this.#onReceived(null, null, error),
+    );
+  }
+
+  #onReceived(data: Uint8Array | null, addr: Addr | null, error: unknown): void {
+    this.#receiving = false;
+    if (this.#isClosed) return;
+    if (data) this.#received = [data, addr!];
+    else this.#receiveError = error;
+    this._signal(EVENT_READ);
+  }
+
+  /**
+   * Takes the datagram that has arrived, and the address of its sender. Of a longer one than `maxBytes` the rest is lost.
+   *
+   * @throws {WouldBlock} If none has.
+   * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   * @throws {ClosedError} If the socket is closed.
+   */
+  recvfrom(maxBytes: number): [Uint8Array, Addr] {
+    if (this.#isClosed) throw new ClosedError(`Cannot recv on ${this}: it is closed`);
+    checkMaxBytes(maxBytes);
+    const error = this.#receiveError;
+    this.#receiveError = null;
+    if (error !== null) throw error;
+    if (!this.#received) throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
+    const [data, addr] = this.#received;
+    this.#received = null;
+    return [data.length > maxBytes ? data.subarray(0, maxBytes) : data, addr];
+  }
+
+  /**
+   * Sends one datagram to `addr` and says how many bytes that are. They are copied: `data` may be changed at once. What
+   * became of it {@linkcode sent} tells.
+   *
+   * @throws {WouldBlock} If the one before has not left yet.
+   * @throws {TypeError} If `data` is no `Uint8Array`.
+   * @throws {RangeError} If `data` is longer than any datagram can be.
+   * @throws {ClosedError} If the socket is closed.
+   */
+  sendto(data: Uint8Array, addr: Addr): number {
+    if (this.#isClosed) throw new ClosedError(`Cannot send on ${this}: it is closed`);
+    checkBytes("send", data);
+    if (data.length > DATAGRAM_MAX) {
+      throw new RangeError(`Cannot send ${data.length} bytes on ${this}: a datagram has ${DATAGRAM_MAX} at most`);
+    }
+    if (this.#leaving) throw new WouldBlock(`Cannot send on ${this}: a datagram has not left yet`);
+    this.#leaving = pool.take(data.length);
+    this.#leaving.set(data);
+    this.#sendError = null;
+    this.#conn.send(this.#leaving.subarray(0, data.length), addr).then(
+      (n) => this.#onSent(n, null),
+      (error) => this.#onSent(0, error),
+    );
+    return data.length;
+  }
+
+  #onSent(n: number, error: unknown): void {
+    if (error === null) pool.give(this.#leaving!);
+    this.#leaving = null;
+    this.#sent = n;
+    this.#sendError = error;
+    this._signal(EVENT_WRITE);
+  }
+
+  /**
+   * What became of the last `sendto`: how many bytes have left; or it throws what went wrong.
+   *
+   * @throws {WouldBlock} If it is still under way.
+   * @throws {ClosedError} If the socket is closed.
+   */
+  sent(): number {
+    if (this.#isClosed) throw new ClosedError(`Cannot send on ${this}: it is closed`);
+    if (this.#leaving) throw new WouldBlock(`Cannot tell what ${this} has sent: it is still sending`);
+    if (this.#sendError !== null) throw this.#sendError;
+    return this.#sent;
+  }
+
+  /** Closes the socket. Who waits on it gets {@linkcode ClosedError}. Closing twice is fine. */
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#received = null;
+    this._signal(EVENT_READ);
+    this._signal(EVENT_WRITE);
+    closeQuietly(this.#conn);
+  }
+
+  /** `close()`, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// A pair in memory
+// ----------------------------------------------------------------------------------------------------------------
+
+/** One direction of a pair: what one end has written and the other has not read, and who waits for that to change. */
+class Pipe {
+  readonly #buffer = new Uint8Array(PIPE_SIZE);
+  #from = 0;
+  #to = 0;
+  #reader: { buffer: Uint8Array; resolve(n: number | null): void; reject(error: Error): void } | null = null;
+  #writer: { data: Uint8Array; resolve(n: number): void; reject(error: Error): void } | null = null;
+  /** The writer will write no more. */
+  #ended = false;
+  /** What reads, and what writes, end with from now on. */
+  #readError: Error | null = null;
+  #writeError: Error | null = null;
+
+  read(buffer: Uint8Array): Promise<number | null> {
+    return new Promise((resolve, reject) => {
+      this.#reader = { buffer, resolve, reject };
+      this.#move();
+    });
+  }
+
+  write(data: Uint8Array): Promise<number> {
+    return new Promise((resolve, reject) => {
+      this.#writer = { data, resolve, reject };
+      this.#move();
+    });
+  }
+
+  /** The writer has written its last; what is here can still be read. */
+  end(): void {
+    this.#ended = true;
+    this.#writeError ??= new Deno.errors.BrokenPipe("Broken pipe");
+    this.#move();
+  }
+
+  /** The reader is gone. Says whether it has left something unread. */
+  abandon(): boolean {
+    const unread = this.#to > this.#from;
+    this.#readError ??= new Deno.errors.Interrupted("The connection was closed");
+    this.#writeError ??= new Deno.errors.BrokenPipe("Broken pipe");
+    this.#move();
+    return unread;
+  }
+
+  /** The writer is gone, and takes what it has written with it. */
+  reset(): void {
+    this.#readError ??= new Deno.errors.ConnectionReset("Connection reset by peer");
+    this.end();
+  }
+
+  #move(): void {
+    this.#takeFromWriter();
+    this.#giveToReader();
+    this.#takeFromWriter(); // There may be room now.
+  }
+
+  #takeFromWriter(): void {
+    const writer = this.#writer;
+    if (!writer) return;
+    const n = Math.min(writer.data.length, PIPE_SIZE - this.#to);
+    if (n === 0 && writer.data.length > 0 && !this.#writeError) return;
+    this.#writer = null;
+    if (this.#writeError) return writer.reject(this.#writeError);
+    this.#buffer.set(writer.data.subarray(0, n), this.#to);
+    this.#to += n;
+    writer.resolve(n);
+  }
+
+  #giveToReader(): void {
+    const reader = this.#reader;
+    if (!reader || (this.#from === this.#to && !this.#ended && !this.#readError)) return;
+    this.#reader = null;
+    if (this.#readError) return reader.reject(this.#readError);
+    if (this.#from === this.#to) return reader.resolve(null);
+    const n = Math.min(reader.buffer.length, this.#to - this.#from);
+    reader.buffer.set(this.#buffer.subarray(this.#from, this.#from + n));
+    this.#from += n;
+    if (this.#from === this.#to) this.#from = this.#to = 0;
+    reader.resolve(n);
+  }
+}
+
+/** One end of a pair. Closed with input unread it resets the other, as TCP does. */
+class PairConnection implements Connection {
+  readonly localAddr: Addr = { transport: "unix", path: "" };
+  readonly remoteAddr: Addr = { transport: "unix", path: "" };
+  readonly #incoming: Pipe;
+  readonly #outgoing: Pipe;
+
+  constructor(incoming: Pipe, outgoing: Pipe) {
+    this.#incoming = incoming;
+    this.#outgoing = outgoing;
+  }
+
+  read(buffer: Uint8Array): Promise<number | null> {
+    return this.#incoming.read(buffer);
+  }
+  write(data: Uint8Array): Promise<number> {
+    return this.#outgoing.write(data);
+  }
+  closeWrite(): Promise<void> {
+    this.#outgoing.end();
+    return Promise.resolve();
+  }
+  close(): void {
+    if (this.#incoming.abandon()) this.#outgoing.reset();
+    else this.#outgoing.end();
+  }
+}
+
+/**
+ * Makes two sockets that are connected to each other, in memory: for tests, and between tasks. They need no permission,
+ * and behave as those of the network do, end of stream, back-pressure and resets included.
+ *
+ * @example
+ * ```ts
+ * import { Loop, socketPair } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const loop = new Loop();
+ * function* main() {
+ *   const [left, right] = socketPair();
+ *   yield* loop.sockSendall(left, new TextEncoder().encode("hello"));
+ *   left.close();
+ *   return new TextDecoder().decode(yield* loop.sockRecv(right, 100));
+ * }
+ * assertEquals(await loop.run(main()), "hello");
+ * ```
+ */
+export function socketPair(): [Socket, Socket] {
+  const there = new Pipe();
+  const back = new Pipe();
+  return [new Socket(new PairConnection(back, there)), new Socket(new PairConnection(there, back))];
+}
+
+// ----------------------------------------------------------------------------------------------------------------
 // Deno's network
 // ----------------------------------------------------------------------------------------------------------------
 
 /** Options of {@linkcode listen}: those of `Deno.listen`. */
 export type ListenOptions =
-  | Deno.TcpListenOptions & { transport?: "tcp" }
+  | Deno.TcpListenOptions & {
+    /** TCP, if it is left out. */
+    transport?: "tcp";
+    /** Whether several sockets may listen there and share what arrives; Deno needs `--unstable-net` for it. */
+    reusePort?: boolean;
+  }
   | Deno.UnixListenOptions & { transport: "unix" };
+
+/** Options of {@linkcode listenTls}: those of `Deno.listenTls`. */
+export type ListenTlsOptions = Deno.ListenTlsOptions & Deno.TlsCertifiedKeyPem & {
+  /** As for {@linkcode listen}. */
+  reusePort?: boolean;
+};
 
 /** Options of {@linkcode connect}: those of `Deno.connect`. */
 export type ConnectOptions =
   | Deno.ConnectOptions & { transport?: "tcp" }
   | Deno.UnixConnectOptions & { transport: "unix" };
 
+/** Options of {@linkcode connectTls}: those of `Deno.connectTls`. */
+export type ConnectTlsOptions = Deno.ConnectTlsOptions | Deno.ConnectTlsOptions & Deno.TlsCertifiedKeyPem;
+
+/** Options of {@linkcode startTls}: those of `Deno.startTls`. */
+export type StartTlsOptions = Deno.StartTlsOptions;
+
+/** Options of {@linkcode datagram}: those of `Deno.listenDatagram`. */
+export interface DatagramOptions {
+  /** UDP, if it is left out. */
+  transport?: "udp";
+  /** The port; 0 for any free one. */
+  port: number;
+  /**
+   * The address to receive at.
+   *
+   * @default {"127.0.0.1"}
+   */
+  hostname?: string;
+  /** Whether several sockets may receive at one address; for multicast. */
+  reuseAddress?: boolean;
+  /** Whether what is sent to a multicast group comes back. */
+  loopback?: boolean;
+}
+
+/** What Deno has only with `--unstable-net`. */
+const unstable = Deno as unknown as { listenDatagram?(options: unknown): DatagramConnection };
+
 const denoNetwork: Network = {
   listen(options: ListenOptions): Listener {
-    if (options.transport !== "unix") checkPort("listen on", options.port, 0);
+    checkListen(options);
     return new Listener(Deno.listen(options as Deno.TcpListenOptions) as ConnectionListener);
+  },
+
+  listenTls(options: ListenTlsOptions): Listener {
+    checkListen(options);
+    return new Listener(Deno.listenTls(options) as ConnectionListener);
   },
 
   *connect(options: ConnectOptions): Coroutine<Socket> {
     if (options.transport !== "unix") checkPort("connect to", options.port, 1);
-    const conn = yield* until((signal) =>
-      Deno.connect({ ...options, signal } as Deno.ConnectOptions).then((conn) => closeOnAbort(conn, signal))
-    );
+    const theirs = options.transport === "unix" ? undefined : options.signal;
+    const conn = yield* until((ours) => {
+      const signal = theirs ? AbortSignal.any([ours, theirs]) : ours;
+      return Deno.connect({ ...options, signal } as Deno.ConnectOptions).then((conn) => closeOnAbort(conn, ours));
+    });
     return new Socket(conn as Connection);
+  },
+
+  *connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
+    checkPort("connect to", options.port, 1);
+    const conn = yield* until((signal) => shakeHands(Deno.connectTls(options), signal));
+    return new Socket(conn as Connection);
+  },
+
+  datagram(options: DatagramOptions): DatagramSocket {
+    checkPort("receive on", options.port, 0);
+    if (!unstable.listenDatagram) {
+      throw new Deno.errors.NotSupported("Cannot open a datagram socket: Deno needs the flag --unstable-net for it");
+    }
+    return new DatagramSocket(unstable.listenDatagram({ transport: "udp", ...options }));
   },
 };
 
-/** A connection that is made though nobody waits for it any more is closed. */
-function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal): C {
-  if (signal.aborted) close(conn);
-  else signal.addEventListener("abort", () => close(conn));
-  return conn;
+function checkListen(options: ListenOptions | ListenTlsOptions): void {
+  if (options.transport === "unix") return;
+  checkPort("listen on", options.port, 0);
+  // Deno itself would end the process here.
+  if (options.reusePort && !unstable.listenDatagram) {
+    throw new Deno.errors.NotSupported("Cannot listen with reusePort: Deno needs the flag --unstable-net for it");
+  }
 }
 
 function checkPort(what: string, port: unknown, least: number): void {
   if (!Number.isInteger(port) || (port as number) < least || (port as number) > 65535) {
-    throw new RangeError(`Cannot ${what} port ${port}: it must be a whole number from ${least} to 65535`);
+    throw new RangeError(`Cannot ${what} port ${kind(port)}: it must be a whole number from ${least} to 65535`);
   }
 }
+
+/** A connection that is made though nobody waits for it any more is closed. */
+function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal): C {
+  if (signal.aborted) closeQuietly(conn);
+  else signal.addEventListener("abort", () => closeQuietly(conn));
+  return conn;
+}
+
+/** Errors of the handshake are those of the connecting, not of the first read. */
+async function shakeHands(connecting: Promise<Deno.TlsConn>, signal: AbortSignal): Promise<Deno.TlsConn> {
+  const conn = closeOnAbort(await connecting, signal);
+  try {
+    await conn.handshake();
+  } catch (error) {
+    closeQuietly(conn);
+    throw error;
+  }
+  return conn;
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// What programs call
+// ----------------------------------------------------------------------------------------------------------------
 
 /** The network of the loop that is running; the platform's, outside of any. */
 function network(): Network {
   return runningLoopOrNull()?.network ?? denoNetwork;
+}
+
+/** One of the things that not every network has. */
+function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): NonNullable<Network[K]> {
+  const net = network();
+  const found = net[what];
+  if (!found) throw new TypeError(`Cannot use ${what}: the network of this loop does not have it`);
+  return found.bind(net) as NonNullable<Network[K]>;
 }
 
 /**
@@ -797,6 +1318,7 @@ function network(): Network {
  * @throws {RangeError} If the port is none.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
  * @throws {Deno.errors.NotCapable} If the program may not.
+ * @throws {Deno.errors.NotSupported} If `reusePort` is asked for and Deno runs without `--unstable-net`.
  *
  * @example
  * ```ts
@@ -811,6 +1333,19 @@ export function listen(options: ListenOptions): Listener {
 }
 
 /**
+ * Opens a listening socket for TLS. Options are `Deno.listenTls`'s. A connection is accepted before its handshake, so that
+ * a client which is slow with it, or fails it, holds up nobody; the handshake happens with the first bytes, or in
+ * {@linkcode Socket.handshake}, and its errors come there.
+ *
+ * @throws {RangeError} If the port is none.
+ * @throws {Deno.errors.AddrInUse} If another socket listens there.
+ * @throws {Deno.errors.InvalidData} If certificate or key are none.
+ */
+export function listenTls(options: ListenTlsOptions): Listener {
+  return optional("listenTls")(options) as Listener;
+}
+
+/**
  * Connects to a TCP address or a Unix path. Options are `Deno.connect`'s. Cancelled, it leaves no connection behind.
  *
  * @throws {RangeError} If the port is none.
@@ -818,6 +1353,49 @@ export function listen(options: ListenOptions): Listener {
  */
 export function connect(options: ConnectOptions): Coroutine<Socket> {
   return network().connect(options) as Coroutine<Socket>;
+}
+
+/**
+ * Connects with TLS: the socket is there when both sides have agreed. Options are `Deno.connectTls`'s. Cancelled, it
+ * leaves no connection behind.
+ *
+ * @throws {RangeError} If the port is none.
+ * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
+ * @throws {Deno.errors.InvalidData} If the peer's certificate is not to be trusted.
+ */
+export function connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
+  return optional("connectTls")(options) as Coroutine<Socket>;
+}
+
+/**
+ * Goes on with TLS, as its client, on a connection that began without. Waits until what was sent has left; after that
+ * `sock` is closed and the socket that is returned has its place. Refused, `sock` is as it was; cancelled later, or if the
+ * sides do not agree, the connection is closed.
+ *
+ * @throws {TypeError} If `sock` is not a TCP socket of Deno's.
+ * @throws {BusyError} If a task waits on `sock`, or it holds bytes that were not read.
+ * @throws {ClosedError} If `sock` is closed.
+ */
+export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutine<Socket> {
+  if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is no Socket`);
+  sock._checkPlainTcp("start TLS on");
+  const plain = yield* sock._surrender("start TLS on");
+  const conn = yield* until((signal) => {
+    const starting = Deno.startTls(plain as unknown as Deno.TcpConn, options);
+    return shakeHands(starting, signal);
+  });
+  return new Socket(conn as Connection);
+}
+
+/**
+ * Opens a socket for UDP datagrams. Options are `Deno.listenDatagram`'s; Deno must run with `--unstable-net`.
+ *
+ * @throws {RangeError} If the port is none.
+ * @throws {Deno.errors.AddrInUse} If another socket receives there.
+ * @throws {Deno.errors.NotSupported} If Deno runs without `--unstable-net`.
+ */
+export function datagram(options: DatagramOptions): DatagramSocket {
+  return optional("datagram")(options) as DatagramSocket;
 }
 
 setDefaultWorld({
