@@ -1,0 +1,90 @@
+/**
+ * What the package promises: the names in `mod.ts`, the entry points in `deno.json`, and which room may know which.
+ * A name added or dropped here is a change users see, and belongs into the changelog.
+ */
+import { assertEquals } from "@std/assert";
+import * as mod from "../mod.ts";
+import { needs } from "./permissions.ts";
+
+const ROOT = new URL("..", import.meta.url);
+
+const VALUES = `
+  BusyError CancelScope Cancelled ClosedError Condition DatagramSocket DeadlockError DefaultSelector EVENT_READ
+  EVENT_WRITE Event LifoQueue Listener Lock Loop ParkingLot Pollable PriorityQueue Queue Semaphore Socket Task TaskError
+  TaskGroup TaskLocal TimeoutError WouldBlock all cancelScope checkpoint connect connectTls currentTask datagram
+  failAfter listen listenTls moveOnAfter park race readWait runningLoop shield sleep socketPair startTls taskGroup until
+  writeWait
+`;
+
+const TYPES = `
+  Addr CancelScopeOptions Clock ConnectOptions ConnectTlsOptions Connection ConnectionListener Coroutine
+  DatagramConnection DatagramLike DatagramOptions ListenOptions ListenTlsOptions ListenerLike LoopOptions Network Op
+  OpHandler QueueItems Results Selectable Selector SelectorKey SemaphoreOptions ShieldOptions SocketLike StartTlsOptions
+  TaskOptions TlsHandshakeInfo TraceEvent
+`;
+
+/** Which root modules a root module may import. */
+const LAYERS: Record<string, string[]> = {
+  "loop.ts": [],
+  "scope.ts": ["loop.ts"],
+  "sync.ts": ["loop.ts", "scope.ts"],
+  "net.ts": ["loop.ts", "scope.ts", "sync.ts"],
+};
+
+function words(text: string): string[] {
+  return text.split(/\s+/).filter((word) => word).sort();
+}
+
+function read(path: string): string {
+  return Deno.readTextFileSync(new URL(path, ROOT));
+}
+
+function modulesIn(folder: string): string[] {
+  const entries = [...Deno.readDirSync(new URL(folder, ROOT))];
+  return entries.filter((entry) => entry.isFile && entry.name.endsWith(".ts")).map((entry) => folder + entry.name);
+}
+
+Deno.test("mod.ts exports these names", () => {
+  assertEquals(Object.keys(mod).sort(), words(VALUES));
+});
+
+Deno.test("mod.ts exports these types", needs({ read: true, run: true }), async () => {
+  const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["doc", "--json", "mod.ts"], cwd: ROOT }).output();
+  const doc = JSON.parse(new TextDecoder().decode(stdout));
+  const symbols: { name: string }[] = (Object.values(doc.nodes) as any[])[0].symbols;
+  assertEquals(symbols.map(({ name }) => name).filter((name) => !(name in mod)).sort(), words(TYPES));
+});
+
+Deno.test("every root module and every example is an entry point of the package", needs({ read: true }), () => {
+  const expected = Object.fromEntries(
+    [...modulesIn("./"), ...modulesIn("./examples/")].map((path) => [path.slice(0, -".ts".length), path]),
+  );
+  delete expected["./mod"];
+  assertEquals(JSON.parse(read("deno.json")).exports, { ".": "./mod.ts", ...expected });
+});
+
+Deno.test("the offline import map leads where deno.json does", needs({ read: true }), () => {
+  const { name, exports } = JSON.parse(read("deno.json"));
+  const { imports } = JSON.parse(read("tests/offline/import_map.json"));
+  for (const [entry, path] of Object.entries<string>(exports)) {
+    assertEquals([entry, imports[name + entry.slice(1)]], [entry, `../../${path.slice(2)}`]);
+  }
+});
+
+Deno.test("a room imports only the rooms below it, and nothing from elsewhere", needs({ read: true }), () => {
+  const allowed = (path: string) => LAYERS[path] ?? modulesIn("./").map((other) => other.slice(2));
+  for (const path of modulesIn("./").map((path) => path.slice(2))) {
+    const specifiers = read(path).matchAll(/^(?:import|export|\}) .*?from "(.*)";$/gm);
+    const foreign = [...specifiers].map(([, specifier]) => specifier.replace(/^\.\//, ""))
+      .filter((specifier) => !allowed(path).includes(specifier));
+    assertEquals([path, foreign], [path, []]);
+  }
+});
+
+Deno.test("an example is one file over mod.ts, so that it runs by URL", needs({ read: true }), () => {
+  for (const path of modulesIn("./examples/")) {
+    const specifiers = [...read(path).matchAll(/^(?:import|export|\}) .*?from "(.*)";$/gm)].map(([, name]) => name);
+    const foreign = specifiers.filter((name) => name !== "../mod.ts" && !name.startsWith("npm:"));
+    assertEquals([path, foreign], [path, []]);
+  }
+});
