@@ -1,0 +1,101 @@
+/**
+ * tests/bench/variants.ts: the servers that are compared, how each is started, and why one is missing.
+ */
+
+/** An echo server to measure: a program that prints `listening on HOST:PORT` and echoes. */
+export interface Variant {
+  /** What it is called in tables. */
+  readonly name: string;
+  /** The command line. */
+  readonly command: readonly string[];
+}
+
+/** Ours. */
+export const OURS = "yieldloop";
+/** What every ratio is to. */
+export const BASE = "Deno async/await";
+
+const DENO = Deno.execPath();
+const SERVERS = new URL("servers/", import.meta.url).pathname;
+
+/** Our server, and the one in idiomatic Deno. */
+export function pair(): Variant[] {
+  return [
+    { name: OURS, command: [DENO, "run", "--allow-net", `${SERVERS}yieldloop.ts`] },
+    { name: BASE, command: [DENO, "run", "--allow-net", `${SERVERS}deno_async.ts`] },
+  ];
+}
+
+/** Every server this machine can run. A line on stderr, and in `skipped`, says why another is missing. */
+export async function allVariants(scratch: string, skipped: string[]): Promise<Variant[]> {
+  const variants = pair();
+  const add = async (name: string, make: () => Promise<string[]>) => {
+    try {
+      variants.push({ name, command: await make() });
+    } catch (error) {
+      skipped.push(`${name}: ${(error as Error).message}`);
+      console.error(`Skipped ${skipped.at(-1)}`);
+    }
+  };
+  await add("node:net on Node", async () => [await program("node"), `${SERVERS}node_net.mjs`]);
+  await add("C epoll", () => compile(scratch, "gcc", ["-O2", "-o", `${scratch}/epoll`, `${SERVERS}epoll.c`]));
+  await add("Go", () => compile(scratch, "go", ["build", "-o", `${scratch}/echo_go`, `${SERVERS}echo.go`]));
+  await add("asyncio sock_*", async () => [await python(), `${SERVERS}asyncio_sock.py`]);
+  await add("the article's loop", async () => [await python(), `${SERVERS}article.py`]);
+  await add("uvloop sock_*", async () => [await python("uvloop"), `${SERVERS}asyncio_sock.py`, "uvloop"]);
+  await add("curio", async () => [await python("curio"), `${SERVERS}curio_sock.py`]);
+  await add("trio", async () => [await python("trio"), `${SERVERS}trio_stream.py`]);
+  return variants;
+}
+
+/** The programs' versions, for the report. */
+export async function versions(): Promise<string[]> {
+  const asked: [command: string, args: string[]][] = [
+    [DENO, ["--version"]],
+    ["node", ["--version"]],
+    ["python3", ["--version"]],
+    ["gcc", ["--version"]],
+    ["go", ["version"]],
+    ["redis-benchmark", ["--version"]],
+    ["python3", ["-c", "import curio; print('curio', curio.__version__)"]],
+    ["python3", ["-c", "import trio; print('trio', trio.__version__)"]],
+    ["python3", ["-c", "import uvloop; print('uvloop', uvloop.__version__)"]],
+  ];
+  const lines: string[] = [];
+  for (const [command, args] of asked) {
+    const { code, stdout } = await output(command, args);
+    const line = stdout.split("\n")[0];
+    if (code === 0) lines.push(/^v\d/.test(line) ? `node ${line}` : line);
+  }
+  return lines;
+}
+
+async function compile(scratch: string, compiler: string, args: string[]): Promise<string[]> {
+  const { code, stderr } = await output(await program(compiler), args, { cwd: scratch, env: { GO111MODULE: "off" } });
+  if (code !== 0) throw new Error(`${compiler} failed: ${stderr.trim().split("\n")[0]}`);
+  return [args[args.indexOf("-o") + 1]];
+}
+
+async function program(name: string): Promise<string> {
+  const { code, stdout } = await output("sh", ["-c", `command -v ${name}`]);
+  if (code !== 0) throw new Error(`${name} is not installed`);
+  return stdout.trim();
+}
+
+/** The interpreter itself: what stands in `PATH` may be a script that starts it, which would be measured too. */
+async function python(module?: string): Promise<string> {
+  const code = `import sys${module ? `, ${module}` : ""}; print(sys.executable)`;
+  const result = await output(await program("python3"), ["-c", code]);
+  if (result.code !== 0) throw new Error(`${module} cannot be imported by python3`);
+  return result.stdout.trim();
+}
+
+async function output(command: string, args: string[], options: Deno.CommandOptions = {}) {
+  try {
+    const { code, stdout, stderr } = await new Deno.Command(command, { ...options, args }).output();
+    return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    return { code: 127, stdout: "", stderr: `${command} is not installed` };
+  }
+}
