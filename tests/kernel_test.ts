@@ -1,0 +1,1247 @@
+/** Rules K1 to K17: the kernel. Time is simulated, save where a test is about the real world. */
+import {
+  assert,
+  assertEquals,
+  assertInstanceOf,
+  assertMatch,
+  assertRejects,
+  assertStrictEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import {
+  Cancelled,
+  checkpoint,
+  connect,
+  type Coroutine,
+  currentTask,
+  DeadlockError,
+  listen,
+  Loop,
+  type Op,
+  park,
+  ParkingLot,
+  readWait,
+  runningLoop,
+  shield as shielded,
+  sleep,
+  type Task,
+  TaskError,
+  until,
+  writeWait,
+} from "../mod.ts";
+import { FakeSocket, platformTurn, simulate, type Simulation, simulation } from "./world.ts";
+import { needs } from "./permissions.ts";
+
+function* value<T>(value: T): Coroutine<T> {
+  return value;
+}
+
+function* fails(error: unknown, ops = 0): Coroutine<never> {
+  for (let i = 0; i < ops; i++) yield* checkpoint();
+  throw error;
+}
+
+/** What `body` throws. */
+function* thrownBy(body: () => Coroutine<unknown>): Coroutine<any> {
+  try {
+    yield* body();
+  } catch (error) {
+    return error;
+  }
+  throw new Error("Expected it to throw");
+}
+
+/** Counts its own steps in `log`. */
+function* says(log: string[], name: string, times: number): Coroutine {
+  for (let i = 1; i <= times; i++) {
+    log.push(`${name}${i}`);
+    yield* checkpoint();
+  }
+}
+
+// ---- K1 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("K1 run resolves to the value of main", async () => {
+  assertEquals(await simulate(() => value(42)), 42);
+  assertEquals(
+    await simulate(function* () {
+      yield* sleep(10);
+      return "late";
+    }),
+    "late",
+  );
+});
+
+Deno.test("K1 run rejects with the very object that main threw", async () => {
+  const error = new Error("mine");
+  assertStrictEquals(await simulate(() => fails(error)).catch((e) => e), error);
+  assertStrictEquals(await simulate(() => fails(error, 3)).catch((e) => e), error);
+  assertEquals(await simulate(() => fails("a string")).catch((e) => e), "a string");
+  const frozen = Object.freeze(new Error("frozen"));
+  assertStrictEquals(await simulate(() => fails(frozen)).catch((e) => e), frozen);
+});
+
+Deno.test("K1 the error of main survives what is left getting stuck", async () => {
+  const error = new Error("mine");
+  const stuck = await simulate(function* ({ loop }) {
+    loop.createTask((function* () {
+      try {
+        yield* sleep(1000);
+      } finally {
+        yield* shielded(park(new ParkingLot("godot")));
+      }
+    })());
+    yield* checkpoint();
+    throw error;
+  }).catch((e) => e);
+  assertInstanceOf(stuck, DeadlockError);
+  assertStrictEquals(stuck.cause, error);
+});
+
+// ---- K2 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("K2 tasks that are ready step in the order in which they became so", async () => {
+  const log: string[] = [];
+  await simulate(function* ({ loop }) {
+    const tasks = ["a", "b", "c"].map((name) => loop.createTask(says(log, name, 3)));
+    for (const task of tasks) yield* task.join();
+  });
+  assertEquals(log, ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]);
+});
+
+Deno.test("K2 what the run band makes ready runs in the next turn", async () => {
+  const { loop, world } = simulation();
+  const turns: [string, number][] = [];
+  const turn = () => world.counts.poll + world.counts.select;
+  function* child(): Coroutine {
+    turns.push(["child", turn()]);
+  }
+  function* first(): Coroutine {
+    loop.createTask(child());
+    turns.push(["first", turn()]);
+  }
+  function* second(): Coroutine {
+    turns.push(["second", turn()]);
+  }
+  loop.createTask(first());
+  loop.createTask(second());
+  await loop.runForever();
+  assertEquals(turns.map(([name]) => name), ["first", "second", "child"]);
+  assertEquals(turns[0][1], turns[1][1]);
+  assert(turns[2][1] > turns[1][1]);
+});
+
+Deno.test("K2 in one turn sockets come before timers, and both before new steps", async () => {
+  const log: string[] = [];
+  await simulate(function* ({ loop, world }) {
+    const sock = new FakeSocket();
+    function* reader(): Coroutine {
+      yield* readWait(sock);
+      log.push("socket");
+    }
+    function* sleeper(): Coroutine {
+      yield* sleep(10);
+      log.push("timer");
+    }
+    const tasks = [loop.createTask(sleeper()), loop.createTask(reader())];
+    yield* checkpoint();
+    yield* checkpoint();
+    sock.ready = 1;
+    world.hold(10);
+    for (const task of tasks) yield* task.wait();
+  });
+  assertEquals(log, ["socket", "timer"]);
+});
+
+// ---- K3 ----------------------------------------------------------------------------------------------------------
+
+function* forever(ended: () => boolean): Coroutine {
+  const until = performance.now() + 5000;
+  for (let i = 0; !ended(); i++) {
+    if (i % 1000 === 0 && performance.now() > until) throw new Error("Starved");
+    yield* checkpoint();
+  }
+}
+
+Deno.test("K3 two tasks that ping-pong starve neither a third nor a timer of Deno's", async () => {
+  const seen = new Set<string>();
+  const loop = new Loop();
+  const timer = setTimeout(() => seen.add("timer"), 1);
+  function* third(): Coroutine {
+    yield* sleep(1);
+    seen.add("third");
+  }
+  loop.createTask(forever(() => seen.size === 2));
+  loop.createTask(forever(() => seen.size === 2));
+  loop.createTask(third());
+  await loop.runForever();
+  clearTimeout(timer);
+  assertEquals(seen.size, 2);
+});
+
+Deno.test("K3 two tasks that ping-pong starve no socket", needs({ net: true }), async () => {
+  let echoed = 0;
+  const loop = new Loop();
+  function* server(): Coroutine {
+    using listener = listen({ hostname: "127.0.0.1", port: 0 });
+    const client = loop.createTask(talk((listener.addr as { port: number }).port));
+    const [sock] = yield* loop.sockAccept(listener);
+    using _sock = sock;
+    for (let data; (data = yield* loop.sockRecv(sock, 100)).length > 0;) yield* loop.sockSendall(sock, data);
+    yield* client.join();
+  }
+  function* talk(port: number): Coroutine {
+    using sock = yield* connect({ hostname: "127.0.0.1", port });
+    for (; echoed < 20; echoed++) {
+      yield* loop.sockSendall(sock, new Uint8Array(10));
+      yield* loop.sockRecv(sock, 10);
+    }
+  }
+  loop.createTask(forever(() => echoed === 20));
+  loop.createTask(forever(() => echoed === 20));
+  loop.createTask(server());
+  await loop.runForever();
+  assertEquals(echoed, 20);
+});
+
+const signals = { ...needs({ run: true }) };
+signals.ignore ||= Deno.build.os === "windows";
+
+Deno.test("K3 two tasks that ping-pong starve no signal", signals, async () => {
+  let heard = false;
+  const listener = () => heard = true;
+  Deno.addSignalListener("SIGUSR1", listener);
+  try {
+    const loop = new Loop();
+    loop.createTask(forever(() => heard));
+    loop.createTask(forever(() => heard));
+    Deno.kill(Deno.pid, "SIGUSR1");
+    await loop.runForever();
+  } finally {
+    Deno.removeSignalListener("SIGUSR1", listener);
+  }
+  assert(heard);
+});
+
+Deno.test("K3 a task whose waits are over at once starves nobody either", needs({ net: true }), async () => {
+  for (const kind of ["socket", "promise"]) {
+    let heard = false;
+    const timer = setTimeout(() => heard = true, 1);
+    await new Loop().run((function* () {
+      using listener = listen({ hostname: "127.0.0.1", port: 0 });
+      using sock = yield* connect({ hostname: "127.0.0.1", port: (listener.addr as { port: number }).port });
+      const end = performance.now() + 5000;
+      while (!heard && performance.now() < end) {
+        if (kind === "socket") yield* writeWait(sock);
+        else yield* until(Promise.resolve());
+      }
+    })());
+    clearTimeout(timer);
+    assert(heard, `A ${kind} that is always ready starved a timer`);
+  }
+});
+
+// ---- K4 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("K4 sleep(n) waits at least n on the loop's clock", async () => {
+  await simulate(function* ({ world }) {
+    for (const ms of [1, 0.1, 7, 1 / 3, 1e-9, 1e6 + 0.7]) {
+      const start = world.now();
+      yield* sleep(ms);
+      assert(world.now() - start >= ms * (1 - 1e-9), `slept ${world.now() - start} of ${ms}`);
+    }
+  });
+});
+
+Deno.test("K4 a real sleep is not shorter than asked", async () => {
+  const loop = new Loop();
+  for (let i = 0; i < 10; i++) {
+    const start = performance.now();
+    await loop.run(sleep(1.5));
+    assert(performance.now() - start >= 1.5);
+  }
+});
+
+Deno.test("K4 equal deadlines fire in the order they were set, others in order of time", async () => {
+  const log: string[] = [];
+  await simulate(function* ({ loop }) {
+    function* one(ms: number, name: string): Coroutine {
+      yield* sleep(ms);
+      log.push(name);
+    }
+    const times = [5, 1, 5, 3, 5, 1, 5, 3, 5, 5];
+    const tasks = times.map((ms, i) => loop.createTask(one(ms, `${ms}.${i}`)));
+    for (const task of tasks) yield* task.join();
+  });
+  assertEquals(log, ["1.1", "1.5", "3.3", "3.7", "5.0", "5.2", "5.4", "5.6", "5.8", "5.9"]);
+});
+
+Deno.test("K4 ten thousand timers set and half of them removed at random fire in order", async () => {
+  let seed = 1;
+  const random = () => (seed = (seed * 48271) % 0x7fffffff) / 0x7fffffff;
+  const fired: number[] = [];
+  await simulate(function* ({ loop }) {
+    function* one(ms: number): Coroutine {
+      yield* sleep(ms);
+      fired.push(ms);
+    }
+    const tasks = Array.from({ length: 10_000 }, () => loop.createTask(one(Math.floor(random() * 1000))));
+    yield* checkpoint();
+    const rest = tasks.filter((task) => random() < 0.5 || task.cancel());
+    for (const task of tasks) yield* task.wait();
+    assertEquals(fired.length, rest.length);
+  });
+  assertEquals(fired, fired.toSorted((a, b) => a - b));
+});
+
+Deno.test("K4 sleep(0) is a full turn", async () => {
+  const log: string[] = [];
+  await simulate(function* ({ loop }) {
+    function* zero(): Coroutine {
+      log.push("before");
+      yield* sleep(0);
+      log.push("after");
+    }
+    const tasks = [loop.createTask(zero()), loop.createTask(says(log, "a", 1)), loop.createTask(says(log, "b", 1))];
+    for (const task of tasks) yield* task.join();
+  });
+  assertEquals(log, ["before", "a1", "b1", "after"]);
+});
+
+Deno.test("K4 a sleep longer than 2^31-1 ms works, simulated and real", async () => {
+  assertEquals(
+    await simulate(function* ({ world }) {
+      yield* sleep(2 ** 31 + 5);
+      return world.now();
+    }),
+    2 ** 31 + 5,
+  );
+  const loop = new Loop();
+  await loop.run((function* () {
+    const long = loop.createTask(sleep(2 ** 31 + 5));
+    const endless = loop.createTask(sleep(Infinity));
+    yield* sleep(5);
+    assertEquals([long.done, endless.done], [false, false]);
+  })());
+});
+
+Deno.test("K4 a duration that is none throws where it was written", async () => {
+  for (const ms of [-1, NaN, -Infinity, "10", undefined, null, {}] as number[]) {
+    assertThrows(() => sleep(ms), RangeError, "Cannot sleep for");
+  }
+  await simulate(function* () {
+    const error = yield* thrownBy(function* () {
+      yield ["sleep", -1];
+    });
+    assertInstanceOf(error, RangeError);
+  });
+});
+
+// ---- K5 ----------------------------------------------------------------------------------------------------------
+
+/** Yields `op` and returns what is thrown there, with another task running on. */
+async function misuse(op: unknown): Promise<string> {
+  const log: string[] = [];
+  const message = await simulate(function* ({ loop }) {
+    const other = loop.createTask(says(log, "other", 3));
+    let message = "nothing was thrown";
+    try {
+      yield op as Op;
+    } catch (error) {
+      assertInstanceOf(error, TypeError);
+      message = error.message;
+    }
+    yield* other.join();
+    return message;
+  });
+  assertEquals(log, ["other1", "other2", "other3"]);
+  return message;
+}
+
+Deno.test("K5 an unknown op is a TypeError at that yield, which tells the known ones", async () => {
+  const message = await misuse(["read_weight", 7]);
+  assertStringIncludes(message, `"read_weight"`);
+  assertStringIncludes(message, "read_wait, write_wait, sleep, checkpoint");
+  for (const name of ["constructor", "__proto__", "toString", "hasOwnProperty", ""]) {
+    assertStringIncludes(await misuse([name]), `Cannot perform op "${name}": it is unknown`);
+  }
+  for (const name of [undefined, null, 1, Symbol("s"), {}, () => {}, Object.create(null)]) {
+    assertMatch(await misuse([name]), /^Cannot perform op .*: it is unknown/);
+  }
+  assertMatch(await misuse([]), /^Cannot perform op undefined: it is unknown/);
+});
+
+Deno.test("K5 a yielded promise is told to use until", async () => {
+  assertStringIncludes(await misuse(Promise.resolve(1)), "yield* until(promise)");
+  assertStringIncludes(await misuse({ then() {} }), "yield* until(promise)");
+  assertStringIncludes(await misuse(Promise.reject(new Error("must not end the program"))), "yield* until(promise)");
+  await platformTurn();
+});
+
+Deno.test("K5 a yielded coroutine is told of the missing star", async () => {
+  assertStringIncludes(await misuse(sleep(1)), "the * is missing, write yield* f()");
+  assertStringIncludes(await misuse(says([], "x", 1)), "the * is missing, write yield* f()");
+});
+
+Deno.test("K5 a yielded task is told to be joined, and its error is not lost", async () => {
+  const { loop, errors } = simulation();
+  const error = new Error("of the task");
+  await loop.run((function* () {
+    const task = loop.createTask(fails(error, 1));
+    const thrown = yield* thrownBy(function* () {
+      yield task as unknown as Op;
+    });
+    assertInstanceOf(thrown, TypeError);
+    assertStringIncludes(thrown.message, "yield* task.join()");
+    yield* task.wait();
+  })());
+  assertEquals(errors.map((e) => e.error), [error]);
+});
+
+Deno.test("K5 anything else that is no op is a TypeError at that yield", async () => {
+  const proxy = new Proxy({}, {
+    get() {
+      throw new TypeError("hostile");
+    },
+  });
+  for (const op of [undefined, null, 0, "sleep", true, {}, () => {}, sleep, Symbol("s"), Object.create(null), 10n]) {
+    assertStringIncludes(await misuse(op), "it is no op");
+  }
+  await misuse(proxy);
+});
+
+// ---- K6 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("K6 createTask says what to pass", () => {
+  const { loop } = simulation();
+  const make = (coro: unknown) => () => loop.createTask(coro as Coroutine);
+  function* main(): Coroutine {}
+  assertThrows(make(main), TypeError, "createTask(main())");
+  assertThrows(make(() => {}), TypeError, "call it");
+  assertThrows(make(Promise.resolve()), TypeError, "until(promise)");
+  assertThrows(make((async () => {})()), TypeError, "until(promise)");
+  async function* wrong() {}
+  for (const thing of [undefined, null, 1, "x", {}, [], new Set().values(), wrong()]) {
+    assertThrows(make(thing), TypeError, "the generator that a function* returns");
+  }
+  assertEquals([...loop.tasks], []);
+});
+
+Deno.test("K6 a coroutine that is running or finished cannot be a task again", async () => {
+  await simulate(function* ({ loop }) {
+    const coro = says([], "x", 2);
+    const task = loop.createTask(coro);
+    assertThrows(() => loop.createTask(coro), TypeError, "already was given to one");
+    yield* checkpoint();
+    assertThrows(() => loop.createTask(coro), TypeError, "already was given to one");
+    yield* task.join();
+    assertThrows(() => loop.createTask(coro), TypeError, "already was given to one");
+    const op = sleep(1);
+    yield* loop.createTask(op).join();
+    assertThrows(() => loop.createTask(op), TypeError, "already was given to one");
+  });
+});
+
+Deno.test("K6 run rejects what is no coroutine, and the loop can be used after that", async () => {
+  const { loop } = simulation();
+  await assertRejects(() => loop.run((() => {}) as unknown as Coroutine), TypeError, "call it");
+  assertEquals(await loop.run(value(1)), 1);
+});
+
+// ---- K7 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("K7 createTask from a promise callback wakes an idle loop", async () => {
+  for (const make of [() => simulation().loop, () => new Loop()]) {
+    const loop = make();
+    const lot = new ParkingLot<string>("news");
+    function* main(): Coroutine<string> {
+      return yield* park(lot);
+    }
+    function* outsider(): Coroutine {
+      lot.unpark("from outside");
+    }
+    const result = loop.run(main());
+    await platformTurn();
+    await Promise.resolve().then(() => loop.createTask(outsider()));
+    assertEquals(await result, "from outside");
+  }
+});
+
+Deno.test("K7 createTask from a signal handler wakes an idle loop", signals, async () => {
+  const loop = new Loop();
+  const lot = new ParkingLot("the signal");
+  function* handler(): Coroutine {
+    lot.unpark();
+  }
+  const listener = () => loop.createTask(handler());
+  Deno.addSignalListener("SIGUSR2", listener);
+  try {
+    const result = loop.run((function* () {
+      yield* park(lot);
+      return "woken";
+    })());
+    Deno.kill(Deno.pid, "SIGUSR2");
+    assertEquals(await result, "woken");
+  } finally {
+    Deno.removeSignalListener("SIGUSR2", listener);
+  }
+});
+
+Deno.test("K7 a selector that cannot be woken does not keep a new task waiting", async () => {
+  const { world } = simulation();
+  const selector = {
+    register: () => {
+      throw new Error("Not needed");
+    },
+    unregister: () => {},
+    select: (timeout?: number) =>
+      timeout === undefined ? new Promise<[]>(() => {}) : world.select(timeout) as Promise<[]>,
+    close: () => {},
+  };
+  const loop = new Loop({ selector, clock: world });
+  const promise = Promise.withResolvers<string>();
+  const result = loop.run(until(promise.promise));
+  await platformTurn();
+  loop.createTask((function* () {
+    promise.resolve("woken");
+  })());
+  assertEquals(await result, "woken");
+});
+
+// ---- K8 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("K8 a task that fails with nobody to join it reaches onError once, and the loop goes on", async () => {
+  const error = new Error("lonely");
+  const errors: Simulation["errors"] = [];
+  const [task] = await simulate(function* ({ loop }) {
+    const task = loop.createTask(fails(error));
+    yield* sleep(10);
+    assertStrictEquals(yield* thrownBy(() => task.join()), error);
+    yield* sleep(10);
+    return [task]; // A task alone would be awaited.
+  }, { errors });
+  assertEquals(errors.length, 1);
+  assertStrictEquals(errors[0].error, error);
+  assertStrictEquals(errors[0].task, task);
+});
+
+Deno.test("K8 an error that somebody joins for, awaits or asked to be told of is not reported", async () => {
+  await simulate(function* ({ loop }) {
+    const error = new Error("expected");
+    const joined = loop.createTask(fails(error, 5));
+    assertStrictEquals(yield* thrownBy(() => joined.join()), error);
+    const awaited = loop.createTask(fails(error, 5));
+    assertStrictEquals(yield* until(awaited.then(() => {}, (e) => e)), error);
+    const told: unknown[] = [];
+    const watched = loop.createTask(fails(error, 5));
+    watched.addDoneCallback((task) => told.push(task.error));
+    yield* watched.wait();
+    assertEquals(told, [error]);
+  });
+});
+
+Deno.test("K8 the error is reported when its joiner gives up in any order", async () => {
+  for (const order of ["the joiner first", "the task first", "the joiner much earlier", "the joiner after the error"]) {
+    const errors: Simulation["errors"] = [];
+    await simulate(function* ({ loop }) {
+      const lot = new ParkingLot("a reason");
+      function* failing(): Coroutine {
+        yield* park(lot);
+        throw new Error("nobody hears me");
+      }
+      const task = loop.createTask(failing());
+      const joiner = loop.createTask(task.join());
+      yield* checkpoint();
+      yield* checkpoint();
+      if (order !== "the task first") joiner.cancel();
+      if (order === "the joiner much earlier") yield* sleep(1);
+      lot.unpark();
+      if (order === "the task first") joiner.cancel();
+      yield* task.wait();
+      yield* joiner.wait();
+      yield* sleep(1);
+      if (order === "the joiner after the error") {
+        const late = loop.createTask(task.join());
+        late.cancel();
+        yield* late.wait();
+      }
+    }, { errors });
+    assertEquals(errors.map((e) => String(e.error)), ["Error: nobody hears me"], order);
+  }
+});
+
+Deno.test("K8 by default the task's name and the stack go to stderr", async () => {
+  const { world } = simulation();
+  const printed: unknown[][] = [];
+  const original = console.error;
+  console.error = (...args: unknown[]) => printed.push(args);
+  try {
+    const loop = new Loop({ selector: world, clock: world });
+    await loop.run((function* () {
+      loop.createTask(fails(new Error("lonely")), { name: "worker-7" });
+      yield* sleep(1);
+    })());
+  } finally {
+    console.error = original;
+  }
+  const text = printed.flat().map((part) => part instanceof Error ? part.stack : String(part)).join("\n");
+  assertEquals(printed.length, 1);
+  assertStringIncludes(text, "worker-7");
+  assertStringIncludes(text, "Error: lonely");
+  assertStringIncludes(text, "kernel_test.ts");
+});
+
+Deno.test("K8 a hook that throws is reported and stops nothing", async () => {
+  const printed: string[] = [];
+  const original = console.error;
+  console.error = (...args: unknown[]) => printed.push(args.map(String).join(" "));
+  try {
+    const options = {
+      onError() {
+        throw new Error("bad onError");
+      },
+      trace() {
+        throw new Error("bad trace");
+      },
+    };
+    const result = await simulate(function* ({ loop }) {
+      loop.createTask(fails(new Error("lonely")));
+      yield* sleep(1);
+      return "still here";
+    }, options);
+    assertEquals(result, "still here");
+  } finally {
+    console.error = original;
+  }
+  const text = printed.join("\n");
+  for (const word of ["bad onError", "bad trace", "lonely"]) assertStringIncludes(text, word);
+});
+
+// ---- K9 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("K9 run while running is an error, and does no harm", async () => {
+  const { loop } = simulation();
+  const result = loop.run((function* () {
+    yield* sleep(10);
+    return "first";
+  })());
+  const second = value(2);
+  await assertRejects(() => loop.run(second), Error, "it is running already");
+  await assertRejects(() => loop.runForever(), Error, "it is running already");
+  assertEquals(await result, "first");
+  assertEquals(await loop.run(second), 2);
+});
+
+Deno.test("K9 a loop can run again, after a value, an error and a deadlock", async () => {
+  const { loop } = simulation();
+  assertEquals(await loop.run(value(1)), 1);
+  await assertRejects(() => loop.run(fails(new Error("x"))), Error, "x");
+  await assertRejects(() => loop.run(park(new ParkingLot())), DeadlockError);
+  await loop.runForever();
+  assertEquals(
+    await loop.run((function* () {
+      yield* sleep(1);
+      return 2;
+    })()),
+    2,
+  );
+});
+
+Deno.test("K9 two loops run side by side, and each task knows its own", async () => {
+  const [a, b] = [simulation().loop, simulation().loop];
+  function* work(loop: Loop): Coroutine<boolean> {
+    let right = true;
+    for (let i = 0; i < 50; i++) {
+      right &&= runningLoop() === loop && currentTask().loop === loop && loop.currentTask === currentTask();
+      yield* i % 3 ? checkpoint() : sleep(1);
+    }
+    return right;
+  }
+  assertEquals(await Promise.all([a.run(work(a)), b.run(work(b))]), [true, true]);
+});
+
+Deno.test("K9 a task can run another loop, and stays in its own", async () => {
+  await simulate(function* ({ loop }) {
+    const { loop: inner } = simulation();
+    function* main(): Coroutine<Loop> {
+      yield* checkpoint();
+      return runningLoop();
+    }
+    const me = currentTask();
+    const promise = inner.run(main());
+    assertStrictEquals(runningLoop(), loop);
+    assertStrictEquals(currentTask(), me);
+    assertStrictEquals(yield* until(promise), inner);
+    assertStrictEquals(runningLoop(), loop);
+  });
+  assertThrows(() => runningLoop(), Error, "not called by a task");
+  assertThrows(() => currentTask(), Error, "no task is running");
+});
+
+// ---- K10 ---------------------------------------------------------------------------------------------------------
+
+for (const way of ["value", "error", "cancel"]) {
+  Deno.test(`K10 run leaves nothing behind when main ends by ${way}`, async () => {
+    const { loop, errors } = simulation();
+    const log: string[] = [];
+    function* worker(name: string): Coroutine {
+      try {
+        yield* sleep(1e6);
+      } finally {
+        yield* shielded(sleep(50));
+        log.push(name);
+        // One that is born now is cancelled, too.
+        if (name === "a") loop.createTask(worker("child of a"));
+      }
+    }
+    const abort = new AbortController();
+    function* main(): Coroutine<string> {
+      loop.createTask(worker("a"));
+      loop.createTask(worker("b"));
+      yield* sleep(1);
+      if (way === "error") throw new Error("end");
+      if (way === "cancel") abort.abort("end");
+      yield* checkpoint();
+      return "end";
+    }
+    const settled = await loop.run(main(), { signal: abort.signal }).catch((error) => {
+      assertEquals(error instanceof Cancelled, way === "cancel");
+      return error.reason ?? error.message;
+    });
+    assertEquals(settled, "end");
+    assertEquals(log, ["a", "b", "child of a"]);
+    assertEquals([...loop.tasks], []);
+    assertEquals(errors, []);
+  });
+}
+
+Deno.test("K10 a stop() during the cleanup does not cut it short, nor spoil the next run", async () => {
+  const { loop } = simulation();
+  const log: string[] = [];
+  function* worker(): Coroutine {
+    try {
+      yield* sleep(1e6);
+    } finally {
+      loop.stop();
+      yield* shielded(sleep(5));
+      log.push("cleaned up");
+    }
+  }
+  function* main(): Coroutine<number> {
+    loop.createTask(worker());
+    yield* checkpoint();
+    return 1;
+  }
+  assertEquals(await loop.run(main()), 1);
+  assertEquals(log, ["cleaned up"]);
+  assertEquals(
+    await loop.run((function* () {
+      yield* sleep(1);
+      return 2;
+    })()),
+    2,
+  );
+});
+
+// ---- K11 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K11 a deadlock is told, with every task and what it waits on", async () => {
+  const { loop } = simulation();
+  function* main(): Coroutine {
+    const tasks: Task[] = [];
+    function* waitsFor(other: number): Coroutine {
+      yield* tasks[other].join();
+    }
+    tasks.push(loop.createTask(waitsFor(1), { name: "anna" }), loop.createTask(waitsFor(0), { name: "bert" }));
+    yield* park(new ParkingLot("a miracle"));
+  }
+  const error = await assertRejects(() => loop.run(main()), DeadlockError);
+  assertEquals(error.tasks.map((task) => task.name).sort(), ["anna", "bert", "main"]);
+  for (const words of ["anna", "bert", "main", "a miracle"]) assertStringIncludes(error.message, words);
+  assertEquals(loop.time() <= 2000, true);
+});
+
+Deno.test("K11 runForever tells a deadlock, too", async () => {
+  const { loop } = simulation();
+  loop.createTask(park(new ParkingLot("godot")), { name: "estragon" });
+  const error = await assertRejects(() => loop.runForever(), DeadlockError, "estragon");
+  assertEquals(error.tasks.map((task) => task.op?.[0]), ["park"]);
+});
+
+Deno.test("K11 a timer, a socket, a promise or a signal to abort may still help", async () => {
+  const sock = new FakeSocket();
+  for (const rescue of ["timer", "socket", "promise", "abort"]) {
+    const { loop } = simulation();
+    const lot = new ParkingLot("rescue");
+    const late = Promise.withResolvers<void>();
+    const abort = new AbortController();
+    function* rescuer(): Coroutine {
+      if (rescue === "timer") yield* sleep(1e7);
+      if (rescue === "socket") yield* readWait(sock);
+      if (rescue === "promise") yield* until(late.promise);
+      lot.unpark();
+    }
+    function* main(): Coroutine {
+      if (rescue !== "abort") loop.createTask(rescuer());
+      yield* park(lot);
+    }
+    const result = loop.run(main(), rescue === "abort" ? { signal: abort.signal } : {});
+    for (let i = 0; i < 20; i++) await platformTurn();
+    sock.ready = 1;
+    if (rescue === "socket") (loop.selector.wakeup!)();
+    late.resolve();
+    abort.abort("rescued");
+    if (rescue === "abort") assertEquals((await assertRejects(() => result, Cancelled)).reason, "rescued");
+    else await result;
+  }
+});
+
+// ---- K12 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K12 runForever resolves when the last task has ended", async () => {
+  const { loop, world } = simulation();
+  await loop.runForever();
+  loop.createTask(sleep(10));
+  loop.createTask(sleep(30));
+  await loop.runForever();
+  assertEquals(world.now(), 30);
+});
+
+Deno.test("K12 stop leaves tasks as they are, and a later run goes on with them", async () => {
+  const { loop, world } = simulation();
+  const log: string[] = [];
+  function* worker(): Coroutine {
+    log.push("begins");
+    yield* sleep(10);
+    loop.stop();
+    yield* sleep(10);
+    log.push("ends");
+  }
+  const task = loop.createTask(worker());
+  await loop.runForever();
+  assertEquals([log.length, task.done, world.now()], [1, false, 10]);
+  await loop.runForever();
+  assertEquals([log.length, task.done, world.now()], [2, true, 20]);
+});
+
+Deno.test("K12 stop in the middle of a band keeps the rest of it ready, in order", async () => {
+  const { loop } = simulation();
+  const log: string[] = [];
+  function* stopper(): Coroutine {
+    loop.stop();
+    yield* says(log, "stopper", 1);
+  }
+  loop.createTask(says(log, "a", 2));
+  loop.createTask(stopper());
+  loop.createTask(says(log, "b", 2));
+  await loop.runForever();
+  assertEquals(log, ["a1", "stopper1"]);
+  await loop.runForever();
+  assertEquals(log, ["a1", "stopper1", "b1", "a2", "b2"]);
+});
+
+Deno.test("K12 stop from outside ends an idle loop", async () => {
+  for (const loop of [simulation().loop, new Loop()]) {
+    const task = loop.createTask(until(new Promise(() => {})));
+    const result = loop.runForever();
+    await platformTurn();
+    loop.stop();
+    await result;
+    assertEquals(task.done, false);
+  }
+});
+
+Deno.test("K12 a main that was stopped goes on later, and its error is then reported", async () => {
+  const { loop, errors } = simulation();
+  function* main(): Coroutine {
+    loop.stop();
+    yield* checkpoint();
+    throw new Error("later");
+  }
+  await assertRejects(() => loop.run(main()), Error, "the loop was stopped first");
+  await loop.runForever();
+  assertEquals(errors.map((e) => String(e.error)), ["Error: later"]);
+});
+
+// ---- K13 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K13 a hundred thousand tasks leave nothing behind", async () => {
+  const { loop, world } = simulation({ trace: undefined });
+  let ended = 0;
+  function* one(): Coroutine {
+    yield* checkpoint();
+    ended++;
+  }
+  await loop.run((function* () {
+    for (let batch = 0; batch < 10; batch++) {
+      for (let i = 0; i < 10_000; i++) loop.createTask(one());
+      yield* sleep(1);
+    }
+    assertEquals([...loop.tasks].length, 1);
+  })());
+  assertEquals(ended, 100_000);
+  assertEquals([...loop.tasks], []);
+  assertEquals([loop.ready.length, world.keys.size], [0, 0]);
+});
+
+Deno.test("K13 a task that ends lets go of its coroutine", async () => {
+  await simulate(function* ({ loop }) {
+    const ways = [value(1), fails(new Error("x")), sleep(1e6)];
+    const tasks = ways.map((coro) => loop.createTask(coro as Coroutine));
+    const joins = tasks.map((task) => thrownBy(() => task.join()));
+    loop.createTask(joins[1]);
+    yield* checkpoint();
+    tasks[2].cancel();
+    for (const task of tasks) yield* task.wait();
+    assertEquals(tasks.map((task) => task._coro), [null, null, null]);
+  });
+});
+
+Deno.test("K13 a hundred thousand ops in a row overflow no stack", async () => {
+  assertEquals(
+    await simulate(function* ({ loop }) {
+      let sum = 0;
+      for (let i = 0; i < 100_000; i++) {
+        if (i % 3 === 0) yield* checkpoint();
+        else if (i % 3 === 1) yield* sleep(0);
+        else sum += yield* loop.createTask(value(1)).join();
+      }
+      return sum;
+    }),
+    33_333,
+  );
+});
+
+Deno.test("K13 ten thousand tasks, each started by the one before, overflow no stack", async () => {
+  await simulate(function* ({ loop }) {
+    function* nested(depth: number): Coroutine<number> {
+      if (depth === 0) return [...loop.tasks].length;
+      return yield* loop.createTask(nested(depth - 1)).join();
+    }
+    assertEquals(yield* nested(10_000), 10_001);
+  });
+});
+
+// ---- K14 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K14 a coroutine stepped by hand yields exactly the documented ops", () => {
+  const { loop } = simulation();
+  const sock = new FakeSocket() as any;
+  const lot = new ParkingLot<string>();
+  const promise = Promise.resolve();
+  sock.recv = () => new Uint8Array(3);
+  sock.recvInto = () => 3;
+  sock.send = (data: Uint8Array) => Math.min(data.length, 2);
+  sock.accept = () => [sock, { transport: "tcp", hostname: "h", port: 1 }];
+  /** Answers each op with undefined; its ops, and what it returns. */
+  function steps(coro: Coroutine<any>): [ops: unknown[], result: unknown] {
+    const ops: unknown[] = [];
+    for (;;) {
+      const { value, done } = coro.next();
+      if (done) return [ops, value];
+      ops.push(value);
+    }
+  }
+  assertEquals(steps(readWait(sock)), [[["read_wait", sock]], undefined]);
+  assertEquals(steps(writeWait(sock)), [[["write_wait", sock]], undefined]);
+  assertEquals(steps(sleep(10)), [[["sleep", 10]], undefined]);
+  assertEquals(steps(checkpoint()), [[["checkpoint"]], undefined]);
+  assertEquals(steps(park(lot)), [[["park", lot]], undefined]);
+  assertEquals(steps(until(promise)), [[["until", promise]], undefined]);
+  assertEquals(steps(loop.sockRecv(sock, 10)), [[["read_wait", sock]], new Uint8Array(3)]);
+  assertEquals(steps(loop.sockRecvInto(sock, new Uint8Array(3))), [[["read_wait", sock]], 3]);
+  assertEquals(steps(loop.sockAccept(sock))[0], [["read_wait", sock]]);
+  assertEquals(steps(loop.sockSendall(sock, new Uint8Array(3))), [
+    [["write_wait", sock], ["write_wait", sock]],
+    undefined,
+  ]);
+  assertEquals(steps(loop.sockSendall(sock, new Uint8Array(0))), [[["write_wait", sock]], undefined]);
+});
+
+Deno.test("K14 by hand, an op hands on what it is answered, thrown or told to return", () => {
+  function* twice(lot: ParkingLot<number>): Coroutine<number> {
+    const first = yield* park(lot);
+    try {
+      return first + (yield* park(lot));
+    } catch (error) {
+      return first + (error as number);
+    }
+  }
+  const lot = new ParkingLot<number>();
+  const answered = twice(lot);
+  answered.next();
+  answered.next(1);
+  const last = answered.next(2);
+  assertEquals([last.done, last.value], [true, 3]);
+  const thrown = twice(lot);
+  thrown.next();
+  thrown.next(1);
+  const caught = thrown.throw(10);
+  assertEquals([caught.done, caught.value], [true, 11]);
+  const op = park(lot);
+  op.next();
+  const returned = op.return(7);
+  assertEquals([returned.done, returned.value], [true, 7]);
+  assertEquals(op.next().done, true);
+  assertThrows(() => park(lot).throw(new Error("early")), Error, "early");
+});
+
+// ---- K15 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K15 trace sees every op of every task, in order, with task, op, args and time", async () => {
+  const { loop, trace } = simulation();
+  const sock = new FakeSocket();
+  sock.ready = 3;
+  function* child(): Coroutine {
+    yield* sleep(5);
+    yield* readWait(sock);
+    yield ["nonsense", 1, 2] as Op;
+  }
+  await loop.run((function* () {
+    const task = loop.createTask(child(), { name: "child" });
+    yield* checkpoint();
+    yield* thrownBy(() => task.join());
+  })());
+  assertEquals(trace.map(({ task, op, args, time }) => [task.name, op, args.length, time]), [
+    ["main", "checkpoint", 0, 0],
+    ["child", "sleep", 1, 0],
+    ["main", "park", 1, 0],
+    ["child", "read_wait", 1, 5],
+    ["child", "nonsense", 2, 5],
+  ]);
+  assertEquals(trace[1].args, [5]);
+  assertStrictEquals(trace[3].args[0], sock);
+  assertEquals(trace[4].args, [1, 2]);
+});
+
+// ---- K16 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K16 until gives the value or throws the very error, settled before or later", async () => {
+  await simulate(function* ({ loop }) {
+    const error = new Error("rejected");
+    assertEquals(yield* until(Promise.resolve(1)), 1);
+    assertEquals(yield* until(platformTurn().then(() => 2)), 2);
+    assertEquals(yield* until(() => Promise.resolve(3)), 3);
+    assertStrictEquals(yield* thrownBy(() => until(Promise.reject(error))), error);
+    assertStrictEquals(yield* thrownBy(() => until(platformTurn().then(() => Promise.reject(error)))), error);
+    assertStrictEquals(
+      yield* thrownBy(() =>
+        until(() => {
+          throw error;
+        })
+      ),
+      error,
+    );
+    assertEquals(yield* until(loop.createTask(value(4))), 4);
+    for (const wrong of [1, undefined, null, {}, () => 1, Object.create(null)] as any[]) {
+      assertInstanceOf(yield* thrownBy(() => until(wrong)), TypeError);
+    }
+  });
+});
+
+Deno.test("K16 until stands a thenable that answers twice, at once, or throws", async () => {
+  await simulate(function* () {
+    const twice = {
+      then(resolve: (value: number) => void, reject: (error: unknown) => void) {
+        resolve(1);
+        resolve(2);
+        reject(new Error("too late"));
+        throw new Error("much too late");
+      },
+    };
+    assertEquals(yield* until(twice as PromiseLike<number>), 1);
+    let late: (value: number) => void = () => {};
+    const throws = {
+      then(resolve: (value: number) => void) {
+        late = resolve;
+        throw new Error("at once");
+      },
+    };
+    assertEquals((yield* thrownBy(() => until(throws as PromiseLike<number>))).message, "at once");
+    const other = sleep(5);
+    late(7);
+    assertEquals(yield* other, undefined);
+  });
+});
+
+Deno.test("K16 a cancelled until aborts its signal with the Cancelled, and drops the late result", async () => {
+  await simulate(function* ({ loop }) {
+    for (const late of ["value", "error"]) {
+      const result = Promise.withResolvers<string>();
+      let signal: AbortSignal | undefined;
+      const task = loop.createTask(until((s) => {
+        signal = s;
+        return result.promise;
+      }));
+      yield* checkpoint();
+      assertEquals(signal!.aborted, false);
+      task.cancel("changed my mind");
+      assertEquals(signal!.aborted, true);
+      assertInstanceOf(signal!.reason, Cancelled);
+      assertEquals(signal!.reason.reason, "changed my mind");
+      yield* task.wait();
+      if (late === "value") result.resolve("late");
+      else result.reject(new Error("late"));
+      yield* until(platformTurn());
+      assertEquals(task.cancelled, true);
+    }
+  });
+});
+
+Deno.test("K16 a promise that a cancelled task never got to wait for rejects unheard by the program", async () => {
+  await simulate(function* ({ loop }) {
+    function* doomed(): Coroutine {
+      yield* until(Promise.reject(new Error("nobody waits")));
+    }
+    function* wrong(): Coroutine {
+      yield Promise.reject(new Error("nobody waits")) as unknown as Op;
+    }
+    for (const coro of [doomed(), wrong()]) {
+      const task = loop.createTask(coro);
+      task.cancel();
+      yield* task.wait();
+      yield* until(platformTurn());
+      assertEquals(task.cancelled, true);
+    }
+  });
+});
+
+Deno.test("K16 a function given to until may cancel the task that waits", async () => {
+  await simulate(function* ({ loop }) {
+    const task: Task = loop.createTask(until(() => {
+      task.cancel("from inside");
+      return platformTurn();
+    }));
+    yield* task.wait();
+    yield* until(platformTurn().then(platformTurn));
+    assertEquals(task.cancelled, true);
+  });
+});
+
+Deno.test("K16 async code awaits tasks and runs", async () => {
+  const { loop } = simulation();
+  const error = new Error("x");
+  const [good, bad, gone] = [loop.createTask(value(1)), loop.createTask(fails(error, 2)), loop.createTask(sleep(1e9))];
+  const awaited = Promise.all([
+    good,
+    bad.then(() => "no error", (e) => e),
+    (async () => {
+      try {
+        return await gone;
+      } catch (error) {
+        return error;
+      }
+    })(),
+  ]);
+  const result = await loop.run((function* () {
+    yield* sleep(1);
+    gone.cancel("enough");
+    yield* gone.wait();
+    return "main";
+  })());
+  assertEquals(result, "main");
+  const [one, same, cancelled] = await awaited;
+  assertEquals(one, 1);
+  assertStrictEquals(same, error);
+  assertInstanceOf(cancelled, TaskError);
+  assertEquals((cancelled.cause as Cancelled).reason, "enough");
+  assertEquals(await good, 1);
+});
+
+Deno.test("K16 run cancels main with the reason of its signal", async () => {
+  for (const when of ["before", "later"]) {
+    const { loop } = simulation();
+    const abort = new AbortController();
+    const reason = new Error("the user has left");
+    if (when === "before") abort.abort(reason);
+    const result = loop.run(until(new Promise(() => {})), { signal: abort.signal });
+    if (when === "later") await platformTurn().then(() => abort.abort(reason));
+    const error = await assertRejects(() => result, Cancelled, "the user has left");
+    assertStrictEquals(error.reason, reason);
+  }
+});
+
+// ---- K17 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K17 a program adds an op of its own, typed, without touching the kernel", async () => {
+  await simulate(function* ({ loop }) {
+    const waiting = new Map<string, Task[]>();
+    loop.addOp<[topic: string, least: number]>("subscribe", {
+      start(task, topic, least) {
+        if (least < 0) throw new RangeError("Cannot subscribe for less than nothing");
+        waiting.set(topic.toLowerCase(), [...(waiting.get(topic) ?? []), task]);
+      },
+      cancel: (_task, topic) => void waiting.delete(topic),
+    });
+    function* subscribe(topic: string, least = 0): Coroutine<string> {
+      return yield ["subscribe", topic, least];
+    }
+    function publish(topic: string, news: string): void {
+      for (const task of waiting.get(topic) ?? []) loop.wake(task, news);
+      waiting.delete(topic);
+    }
+    const reader = loop.createTask(subscribe("weather"));
+    yield* checkpoint();
+    assertEquals(reader.op, ["subscribe", "weather", 0]);
+    publish("weather", "rain");
+    assertEquals(yield* reader.join(), "rain");
+    assertInstanceOf(yield* thrownBy(() => subscribe("weather", -1)), RangeError);
+    const cancelled = loop.createTask(subscribe("sport"));
+    yield* checkpoint();
+    cancelled.cancel();
+    assertEquals(waiting.size, 0);
+    yield* cancelled.wait();
+    assertThrows(() => loop.wake(cancelled, "late"), Error, "does not wait");
+    // @ts-expect-error The arguments of a handler are typed.
+    loop.addOp<[n: number]>("typed", { start: (_task, n: string) => n, cancel: () => {} });
+    assertThrows(() => loop.addOp("half", { start() {} } as any), TypeError, "start and cancel");
+  });
+});
+
+Deno.test("K17 a handler that wakes twice, wakes and throws, or wakes what it takes back breaks nothing", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    loop.addOp("wake_and_throw", {
+      start(task) {
+        loop.wake(task, "woken");
+        throw new Error("after the wake");
+      },
+      cancel() {},
+    });
+    loop.addOp("wake_twice", {
+      start(task) {
+        loop.wake(task, "woken");
+        loop.wake(task, "again");
+      },
+      cancel() {},
+    });
+    loop.addOp("wake_in_cancel", { start() {}, cancel: (task) => loop.wake(task, "no") });
+    assertEquals(yield ["wake_and_throw"], "woken");
+    assertEquals(yield ["wake_twice"], "woken");
+    const task = loop.createTask((function* (): Coroutine {
+      yield ["wake_in_cancel"];
+    })());
+    yield* checkpoint();
+    task.cancel();
+    yield* task.wait();
+    assertEquals(task.cancelled, true);
+    yield* checkpoint();
+  }, { errors });
+  assertEquals(errors.map((e) => (e.error as Error).message.replace(/task .*?:/, "task:")), [
+    "after the wake",
+    "Cannot wake task: it does not wait for an op",
+    "Cannot wake task: it does not wait for an op",
+  ]);
+});
+
+// ---- The rooms ---------------------------------------------------------------------------------------------------
+
+Deno.test("the kernel imports nothing and never mentions Deno in its code", needs({ read: true }), async () => {
+  const source = await Deno.readTextFile(new URL("../loop.ts", import.meta.url));
+  const code = source.replaceAll(/\/\*[\s\S]*?\*\//g, "").replaceAll(/(^|\s)\/\/.*$/gm, "");
+  assertStringIncludes(code, "class Loop");
+  assertEquals(code.match(/\bDeno\b.*/g), null);
+  assertEquals(code.match(/^\s*(import|export .* from)\b.*/gm), null);
+  assertEquals(code.match(/\b(Date|performance|setTimeout|setInterval|Math\.random)\b.*/g), null);
+});
