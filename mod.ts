@@ -88,6 +88,16 @@ export {
   type SemaphoreOptions,
 } from "./sync.ts";
 export {
+  IncompleteReadError,
+  LimitError,
+  serve,
+  type ServeListener,
+  type ServeOptions,
+  Stream,
+  type StreamOptions,
+  type StreamSocket,
+} from "./stream.ts";
+export {
   connect,
   type Connection,
   type ConnectionListener,

@@ -1,0 +1,718 @@
+/**
+ * stream.ts: lines, records and whole servers on top of sockets.
+ *
+ * A socket gives bytes in the pieces in which the network brought them. A {@linkcode Stream} puts a buffer in between, so
+ * that a program can ask for what it means: a line, so many bytes, all up to a delimiter. {@linkcode serve} is the other
+ * half of a server: it accepts, runs a handler for each connection, and ends in good order.
+ *
+ * The rules of a stream:
+ *
+ * - What is read depends on the bytes alone, never on where the network cut them.
+ * - Bytes leave the buffer only when a read returns them. A read that is cancelled, or times out, did not happen.
+ * - Bytes are handed out as views of the buffer and not copied; the buffer is only ever extended behind them.
+ * - What it gathers has a limit. Whoever goes beyond gets a {@linkcode LimitError}, and the stream goes on behind it.
+ * - Each read and write is an op, even if all is there: a place to be cancelled, and others get their turn.
+ *
+ * The rules of `serve`:
+ *
+ * - What goes wrong on one connection concerns that connection: it is closed, the error is reported, the others go on.
+ * - What the world does to `accept` is reported and tried again; only mistakes of the program end the server.
+ * - It leaves nothing behind: when it returns the listener is closed, and so is every socket it has accepted.
+ *
+ * @module
+ */
+
+import {
+  type Addr,
+  BusyError,
+  Cancelled,
+  type CancelScope,
+  cancelScope,
+  checkDuration,
+  checkpoint,
+  ClosedError,
+  type Coroutine,
+  currentTask,
+  type ListenerLike,
+  type Loop,
+  park,
+  ParkingLot,
+  readWait,
+  runningLoop,
+  sleep,
+  type SocketLike,
+  type Task,
+  TaskError,
+} from "./loop.ts";
+import { moveOnAfter, shield } from "./scope.ts";
+
+/** How many bytes a line may have if nothing else was said; those of a careless or hostile peer would fill the memory. */
+const LIMIT = 65536;
+/** How many bytes are taken from the socket at once. */
+const READ_MAX = 65536;
+/** The smallest buffer that is made to put pieces together in. */
+const BUFFER_MIN = 1024;
+
+const EMPTY = new Uint8Array(0);
+const CR = "\r".charCodeAt(0);
+const encoder = new TextEncoder();
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+const NEWLINE = encoder.encode("\n");
+
+// ----------------------------------------------------------------------------------------------------------------
+// Errors
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Thrown by `readExactly` and `readUntil` when the stream ended before they had what they were to read. */
+export class IncompleteReadError extends Error {
+  /** The name of the class. */
+  override name = "IncompleteReadError";
+  /** What came before the end. It is not in the stream any more. */
+  readonly partial: Uint8Array;
+  /** How many bytes were asked for; null if it was a delimiter. */
+  readonly expected: number | null;
+
+  /** Made by {@linkcode Stream}; programs catch it. */
+  constructor(partial: Uint8Array, expected: number | null) {
+    const missing = expected === null ? "the delimiter" : `all of ${expected} bytes`;
+    super(`Cannot read ${missing}: the stream ended after ${partial.length} bytes`);
+    this.partial = partial;
+    this.expected = expected;
+  }
+}
+
+/** Thrown by a read that has found more bytes than the stream's `limit` allows. */
+export class LimitError extends Error {
+  /** The name of the class. */
+  override name = "LimitError";
+  /** The limit, in bytes. */
+  readonly limit: number;
+
+  /** Made by {@linkcode Stream}; programs catch it. */
+  constructor(what: string, limit: number) {
+    super(`Cannot read ${what}: it is longer than the limit of ${limit} bytes`);
+    this.limit = limit;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Streams
+// ----------------------------------------------------------------------------------------------------------------
+
+/** What a {@linkcode Stream} needs of a socket. `Socket` has it. */
+export interface StreamSocket extends SocketLike {
+  /** Closes it; what `send` had taken is still delivered. */
+  close(): void;
+  /** Closes it and drops what has not left yet. Without it `close` has to do. */
+  abort?(): void;
+  /** Ends our side of it. Without it the peer sees no end before `close`. */
+  closeWrite?(): Coroutine<void>;
+}
+
+/** Options of {@linkcode Stream}. */
+export interface StreamOptions {
+  /**
+   * How many bytes `readLine` and `readUntil` may gather, the line's end or the delimiter not counted. If it is given,
+   * it holds for `readAll` too.
+   *
+   * @default 65536
+   */
+  limit?: number;
+}
+
+/**
+ * A buffered stream over a socket. One task reads at a time, and one writes; they may be two. After asyncio's
+ * `StreamReader` and `StreamWriter` in one.
+ *
+ * The arrays it returns are views into larger buffers whose other parts are not yours: `slice()` one to keep little of
+ * much, or to transfer it.
+ *
+ * @example Lines
+ * ```ts
+ * import { all, connect, type Coroutine, listen, Loop, Stream } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const loop = new Loop();
+ * const listener = listen({ hostname: "127.0.0.1", port: 0 });
+ *
+ * function* server(): Coroutine {
+ *   using stream = new Stream((yield* loop.sockAccept(listener))[0]);
+ *   const name = yield* stream.readLine();
+ *   yield* stream.write(`Hello ${name}\n`);
+ * }
+ *
+ * function* client(): Coroutine<string | null> {
+ *   using stream = new Stream(yield* connect(listener.addr as Deno.ConnectOptions));
+ *   yield* stream.write("Ann\n");
+ *   return yield* stream.readLine();
+ * }
+ *
+ * const [_, answer] = await loop.run(all([server(), client()]));
+ * assertEquals(answer, "Hello Ann");
+ * listener.close();
+ * ```
+ *
+ * @example A deadline for a line is one line
+ * ```ts
+ * import { type Coroutine, failAfter, type Stream } from "@yieldloop/yieldloop";
+ *
+ * function* greeting(stream: Stream): Coroutine<string | null> {
+ *   return yield* failAfter(5000, stream.readLine()); // what had arrived by then is still there for the next read
+ * }
+ * ```
+ */
+export class Stream implements Disposable {
+  /** The socket below. What is read from it directly is missing here. */
+  readonly sock: StreamSocket;
+  /** How many bytes a line may have. */
+  readonly limit: number;
+  readonly #limitOfAll: number;
+
+  // Bytes from #from to #to of the buffer have arrived and were not read. The buffer is what the socket gave, as it is; or,
+  // where pieces had to be put together, one of our own (#extensible), which has room for more behind #to.
+  #buffer: Uint8Array = EMPTY;
+  #from = 0;
+  #to = 0;
+  #extensible = false;
+
+  #eof = false;
+  #closed = false;
+  /** The delimiter up to which the rest of something too long is still to be dropped. */
+  #skipping: Uint8Array | null = null;
+  #reading = false;
+  readonly #turn: Disposable = { [Symbol.dispose]: () => void (this.#reading = false) };
+  #readable: ReadableStream<Uint8Array<ArrayBuffer>> | null = null;
+  #writable: WritableStream<Uint8Array | string> | null = null;
+
+  /**
+   * Makes a stream over `sock`, which is the stream's from now on.
+   *
+   * @throws {RangeError} If `limit` is not a number from 1 up.
+   */
+  constructor(sock: StreamSocket, options: StreamOptions = {}) {
+    const { limit = LIMIT } = options;
+    if (!(limit >= 1)) throw new RangeError(`Cannot limit a stream to ${limit} bytes: it must be a number from 1 up`);
+    this.sock = sock;
+    this.limit = limit;
+    this.#limitOfAll = options.limit ?? Infinity;
+  }
+
+  // ---- Reading -------------------------------------------------------------------------------------------------
+
+  /**
+   * Reads what there is, `max` bytes at most; waits if there is nothing. An empty array at end of stream, again and again.
+   *
+   * @throws {RangeError} If `max` is not a whole number from 1 up.
+   * @throws {BusyError} If another task is reading.
+   * @throws {ClosedError} If the stream is closed, or gets closed meanwhile. So does every method that reads.
+   */
+  *read(max: number = READ_MAX): Coroutine<Uint8Array> {
+    checkCount(max, 1);
+    using _turn = this.#takeTurn();
+    yield* this.#begin();
+    if (this.#length === 0) yield* this.#fill(max);
+    return this.#take(Math.min(max, this.#length));
+  }
+
+  /**
+   * Reads a line, up to `\n` or `\r\n`, and decodes it as UTF-8. The line comes without its end; what stands between the
+   * last one and the end of the stream is a line too, if it is not empty. At end of stream null.
+   *
+   * @throws {LimitError} If the line is longer than `limit`. Its rest is dropped: the next read begins behind it.
+   */
+  *readLine(): Coroutine<string | null> {
+    using _turn = this.#takeTurn();
+    yield* this.#begin();
+    const at = yield* this.#find(NEWLINE, "a line");
+    if (at < 0) return this.#length === 0 ? null : decoder.decode(this.#take(this.#length));
+    const line = this.#take(at + 1);
+    return decoder.decode(line.subarray(0, lineEnd(line, at)));
+  }
+
+  /**
+   * Reads `n` bytes.
+   *
+   * @throws {IncompleteReadError} If the stream ends before; its `partial` is what was left.
+   * @throws {RangeError} If `n` is not a whole number from 0 up.
+   */
+  *readExactly(n: number): Coroutine<Uint8Array> {
+    checkCount(n, 0);
+    using _turn = this.#takeTurn();
+    yield* this.#begin();
+    if (n === 0 && this.#length === 0) yield* checkpoint();
+    while (this.#length < n) {
+      if (!(yield* this.#fill())) throw new IncompleteReadError(this.#take(this.#length), n);
+    }
+    return this.#take(n);
+  }
+
+  /**
+   * Reads up to and with `delimiter`.
+   *
+   * @throws {LimitError} If more than `limit` bytes stand before it. They are dropped, with the delimiter: the next read
+   * begins behind it.
+   * @throws {IncompleteReadError} If the stream ends before; its `partial` is what was left.
+   * @throws {TypeError} If `delimiter` is empty, or neither a string nor a `Uint8Array`.
+   */
+  *readUntil(delimiter: string | Uint8Array): Coroutine<Uint8Array> {
+    const bytes = toBytes("read until", delimiter);
+    if (bytes.length === 0) throw new TypeError("Cannot read until an empty delimiter: it would be found everywhere");
+    using _turn = this.#takeTurn();
+    yield* this.#begin();
+    const at = yield* this.#find(bytes, "up to the delimiter");
+    if (at < 0) throw new IncompleteReadError(this.#take(this.#length), null);
+    return this.#take(at + bytes.length);
+  }
+
+  /**
+   * Reads everything up to the end of the stream.
+   *
+   * @param limit How many bytes that may be. Default: the stream's `limit` if one was given, else any number.
+   * @throws {LimitError} If there are more than `limit`; what has arrived of them can still be read.
+   */
+  *readAll(limit: number = this.#limitOfAll): Coroutine<Uint8Array> {
+    using _turn = this.#takeTurn();
+    yield* this.#begin();
+    do {
+      if (this.#length > limit) throw new LimitError("all of the stream", limit);
+    } while (yield* this.#fill());
+    return this.#take(this.#length);
+  }
+
+  #takeTurn(): Disposable {
+    this.#check("read from");
+    if (this.#reading) throw new BusyError(`Cannot read from ${this}: another task is already reading it`);
+    this.#reading = true;
+    return this.#turn;
+  }
+
+  /** What every read begins with. If there is nothing to read at hand it goes on with `#fill`, which is an op itself. */
+  *#begin(): Coroutine<void> {
+    if (this.#skipping) yield* this.#skip();
+    if (this.#length === 0) return;
+    yield* checkpoint();
+    this.#check("read from");
+  }
+
+  /** Waits for bytes from the socket; false if there are none to come. */
+  *#fill(max: number = READ_MAX): Coroutine<boolean> {
+    if (this.#eof) {
+      yield* checkpoint();
+    } else {
+      yield* readWait(this.sock);
+      const bytes = this.sock.recv(max);
+      if (bytes.length === 0) this.#eof = true;
+      else this.#append(bytes);
+    }
+    this.#check("read from");
+    return !this.#eof;
+  }
+
+  /** Waits until `delimiter` is in the buffer, and says where; -1 if the stream ends first. */
+  *#find(delimiter: Uint8Array, what: string): Coroutine<number> {
+    for (let searched = 0;;) {
+      const bytes = this.#buffer.subarray(this.#from, this.#to);
+      const at = indexOf(bytes, delimiter, searched);
+      let length = at >= 0 ? at : bytes.length - begun(bytes, delimiter);
+      if (delimiter === NEWLINE) length = lineEnd(bytes, length);
+      if (length > this.limit) {
+        this.#skipping = delimiter;
+        throw new LimitError(what, this.limit);
+      }
+      if (at >= 0) return at;
+      searched = Math.max(0, bytes.length - delimiter.length + 1);
+      if (!(yield* this.#fill())) return -1;
+    }
+  }
+
+  /** Drops what was too long. It stays in force until it is done, also if it is cancelled. */
+  *#skip(): Coroutine<void> {
+    while (this.#skipping) {
+      const bytes = this.#buffer.subarray(this.#from, this.#to);
+      const at = indexOf(bytes, this.#skipping, 0);
+      this.#take(at >= 0 ? at + this.#skipping.length : bytes.length - begun(bytes, this.#skipping));
+      if (at >= 0) this.#skipping = null;
+      else if (!(yield* this.#fill())) return void this.#take(this.#length);
+    }
+  }
+
+  // ---- The buffer ----------------------------------------------------------------------------------------------
+
+  get #length(): number {
+    return this.#to - this.#from;
+  }
+
+  #take(n: number): Uint8Array {
+    const bytes = this.#buffer.subarray(this.#from, this.#from + n);
+    this.#from += n;
+    if (this.#from === this.#to) this.#forget(); // An idle stream holds no memory.
+    return bytes;
+  }
+
+  #append(bytes: Uint8Array): void {
+    if (this.#length === 0) {
+      this.#buffer = bytes;
+      this.#to = bytes.length;
+      this.#from = 0;
+      this.#extensible = false;
+      return;
+    }
+    if (!this.#extensible || this.#buffer.length - this.#to < bytes.length) this.#grow(this.#length + bytes.length);
+    this.#buffer.set(bytes, this.#to);
+    this.#to += bytes.length;
+  }
+
+  /** Moves to a buffer with room to spare: each byte is copied twice on the average, however long it gets. */
+  #grow(length: number): void {
+    const larger = new Uint8Array(Math.max(2 * length, BUFFER_MIN));
+    larger.set(this.#buffer.subarray(this.#from, this.#to));
+    this.#to -= this.#from;
+    this.#from = 0;
+    this.#buffer = larger;
+    this.#extensible = true;
+  }
+
+  #forget(): void {
+    this.#buffer = EMPTY;
+    this.#from = this.#to = 0;
+    this.#extensible = false;
+  }
+
+  // ---- Writing and the end -------------------------------------------------------------------------------------
+
+  /**
+   * Writes all of `data`; a string as UTF-8. When it returns the socket has taken the bytes, and `data` may be changed. If
+   * it is cancelled, `bytesSent` of the error says how many of them were taken.
+   *
+   * @throws {BusyError} If another task is writing.
+   * @throws {ClosedError} If the stream is closed, or gets closed meanwhile.
+   */
+  *write(data: Uint8Array | string): Coroutine<void> {
+    const bytes = toBytes("write", data);
+    this.#check("write to");
+    yield* runningLoop().sockSendall(this.sock, bytes);
+  }
+
+  /** Ends our side of the stream: the peer sees its end, and can still send. No effect on a socket that cannot do that. */
+  *closeWrite(): Coroutine<void> {
+    this.#check("close the write side of");
+    if (this.sock.closeWrite) yield* this.sock.closeWrite();
+  }
+
+  /** Closes the socket; what was written is still delivered, what was not read is dropped. Closing twice is fine. */
+  close(): void {
+    this.#closed = true;
+    this.#forget();
+    this.sock.close();
+  }
+
+  /** `close()`, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #check(what: string): void {
+    if (this.#closed) throw new ClosedError(`Cannot ${what} ${this}: it is closed`);
+  }
+
+  /** What it is called in messages. */
+  toString(): string {
+    return `the stream of socket ${this.sock.id}`;
+  }
+
+  // ---- Web streams ---------------------------------------------------------------------------------------------
+
+  /**
+   * The read side as a web stream, for `pipeTo`, `TextDecoderStream`, `CompressionStream` and the like. It reads from this
+   * stream only when it is read itself; so a program may read some lines first and pipe the rest. Its chunks are copies.
+   * To be asked for inside a task: its reads are tasks of that loop.
+   *
+   * @example
+   * ```ts
+   * import { type Coroutine, type Stream, until } from "@yieldloop/yieldloop";
+   *
+   * function* unzip(stream: Stream): Coroutine<string> {
+   *   const plain = stream.readable.pipeThrough(new DecompressionStream("gzip"));
+   *   return yield* until(new Response(plain).text());
+   * }
+   * ```
+   */
+  get readable(): ReadableStream<Uint8Array<ArrayBuffer>> {
+    if (this.#readable) return this.#readable;
+    const loop = runningLoop();
+    let task: Task<Uint8Array> | null = null;
+    const pull = (controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>) => {
+      task = loop.createTask(this.read(), { name: `readable of ${this}` });
+      return task.then((bytes) => bytes.length > 0 ? controller.enqueue(bytes.slice()) : controller.close());
+    };
+    const cancel = (reason: unknown) => task?.cancel(reason);
+    // With a high-water mark of 0 nothing is read ahead, so that no bytes are in there that nobody asked for.
+    return this.#readable = new ReadableStream({ pull, cancel }, { highWaterMark: 0 });
+  }
+
+  /**
+   * The write side as a web stream. To close it ends our side of the connection, to abort it drops the connection, so that
+   * the peer does not take what it got for all. To be asked for inside a task: its writes are tasks of that loop.
+   */
+  get writable(): WritableStream<Uint8Array | string> {
+    if (this.#writable) return this.#writable;
+    const loop = runningLoop();
+    const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
+    return this.#writable = new WritableStream({
+      write: (chunk) => run(this.write(chunk)),
+      close: () => run(this.closeWrite()),
+      abort: () => {
+        this.sock.abort?.();
+        this.close();
+      },
+    });
+  }
+}
+
+function toBytes(what: string, data: Uint8Array | string): Uint8Array {
+  if (typeof data === "string") return encoder.encode(data);
+  if (data instanceof Uint8Array) return data;
+  const given = data === null ? "null" : typeof data;
+  throw new TypeError(`Cannot ${what} a value of type ${given}: it must be a string or a Uint8Array`);
+}
+
+function checkCount(n: number, least: number): void {
+  if (Number.isSafeInteger(n) && n >= least) return;
+  throw new RangeError(`Cannot read ${n} bytes: the number must be a whole one from ${least} up`);
+}
+
+/** Where the line that ends before `end` really ends: a carriage return belongs to the newline behind it. */
+function lineEnd(bytes: Uint8Array, end: number): number {
+  return end > 0 && bytes[end - 1] === CR ? end - 1 : end;
+}
+
+/** Where `wanted` begins in `bytes`, at `from` or later; -1 if nowhere. */
+function indexOf(bytes: Uint8Array, wanted: Uint8Array, from: number): number {
+  let at = bytes.indexOf(wanted[0], from);
+  while (at >= 0 && !matches(bytes, at, wanted, wanted.length)) at = bytes.indexOf(wanted[0], at + 1);
+  return at;
+}
+
+/** How many bytes at the end of `bytes` may be the beginning of `wanted`. */
+function begun(bytes: Uint8Array, wanted: Uint8Array): number {
+  let n = Math.min(wanted.length - 1, bytes.length);
+  while (n > 0 && !matches(bytes, bytes.length - n, wanted, n)) n--;
+  return n;
+}
+
+function matches(bytes: Uint8Array, at: number, wanted: Uint8Array, n: number): boolean {
+  let i = 0;
+  while (i < n && bytes[at + i] === wanted[i]) i++;
+  return i === n;
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// serve
+// ----------------------------------------------------------------------------------------------------------------
+
+/** How long `accept` is left alone after it has failed, in milliseconds: what it lacked has to be given back first. */
+const ACCEPT_BACKOFF = 100;
+/** Long enough for what is under way to be finished, short enough for nobody to think that the program hangs. */
+const DRAIN_TIMEOUT = 1000;
+
+/** What {@linkcode serve} needs of a listening socket. `Listener` has it. */
+export interface ServeListener<S extends StreamSocket = StreamSocket> extends ListenerLike<S> {
+  /** The address it listens on. */
+  readonly addr: Addr;
+  /** Stops listening; who waits on it gets `ClosedError`. */
+  close(): void;
+}
+
+/** Options of {@linkcode serve}. */
+export interface ServeOptions {
+  /**
+   * How many connections are served at once. Others wait in the system's backlog.
+   *
+   * @default Infinity
+   */
+  maxConnections?: number;
+  /**
+   * How long handlers may go on, in milliseconds, after the server was asked to end; then they are cancelled.
+   *
+   * @default 1000
+   */
+  drainTimeout?: number;
+  /**
+   * Told of each error of a handler, with the address of its client; and of each error of `accept`, without one. Default:
+   * the loop's own `onError` is told.
+   */
+  onError?: (error: unknown, addr?: Addr) => void;
+  /** Ends the server when it aborts; `serve` then returns. */
+  signal?: AbortSignal;
+  /** Called once, with the listener's address, when the server is about to accept. */
+  onListen?: (addr: Addr) => void;
+}
+
+/**
+ * Accepts connections and runs `handler` for each, in a task of its own. The socket is closed when its handler ends,
+ * whichever way. The listener is the server's from now on.
+ *
+ * The server ends when it is cancelled, when `signal` aborts, or when the listener is closed. It then stops accepting, lets
+ * the handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
+ *
+ * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
+ * @throws {BusyError} If another task accepts from `listener`.
+ *
+ * @example
+ * ```ts
+ * import { type Coroutine, listen, Loop, serve, type Socket, Stream } from "@yieldloop/yieldloop";
+ *
+ * function* shout(sock: Socket): Coroutine {
+ *   const stream = new Stream(sock);
+ *   for (let line; (line = yield* stream.readLine()) !== null;) yield* stream.write(`${line.toUpperCase()}\n`);
+ * }
+ *
+ * const stop = new AbortController();
+ * const listener = listen({ hostname: "127.0.0.1", port: 0 });
+ * await new Loop().run(serve(listener, shout, {
+ *   maxConnections: 100,
+ *   signal: stop.signal,
+ *   onListen: (addr) => {
+ *     console.log("listening on", addr);
+ *     stop.abort(); // This example has seen enough.
+ *   },
+ * }));
+ * ```
+ */
+export function serve<S extends StreamSocket>(
+  listener: ServeListener<S>,
+  handler: (sock: S, addr: Addr) => Coroutine<unknown>,
+  options: ServeOptions = {},
+): Coroutine<void> {
+  const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT } = options;
+  if (!(maxConnections >= 1)) {
+    throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be from 1 up`);
+  }
+  checkDuration("drain", drainTimeout);
+  return new Server(listener, handler, { ...options, maxConnections, drainTimeout }).run();
+}
+
+class Server<S extends StreamSocket> {
+  readonly #listener: ServeListener<S>;
+  readonly #handler: (sock: S, addr: Addr) => Coroutine<unknown>;
+  readonly #options: ServeOptions & { maxConnections: number; drainTimeout: number };
+  readonly #connections = new Map<Task, S>();
+  readonly #room = new ParkingLot("a connection to end");
+
+  constructor(
+    listener: ServeListener<S>,
+    handler: (sock: S, addr: Addr) => Coroutine<unknown>,
+    options: ServeOptions & { maxConnections: number; drainTimeout: number },
+  ) {
+    this.#listener = listener;
+    this.#handler = handler;
+    this.#options = options;
+  }
+
+  /**
+   * Discussion: a cancellation from outside has to reach the acceptor at once, but the handlers only after a while. So the
+   * handlers live in a scope with a shield, in which this task waits too, and the acceptor is a task outside of it.
+   */
+  *run(): Coroutine<void> {
+    const loop = runningLoop();
+    yield* cancelScope((outside) => cancelScope((handlers) => this.#serve(loop, outside, handlers), { shield: true }));
+    yield* checkpoint(); // If this task was cancelled, it hears of it here.
+  }
+
+  *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
+    const { signal } = this.#options;
+    let stop = () => {};
+    try {
+      this.#options.onListen?.(this.#listener.addr);
+      const acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
+      stop = () => acceptor.cancel(signal?.reason);
+      if (signal?.aborted) stop();
+      signal?.addEventListener("abort", stop);
+      yield* acceptor.join();
+    } catch (error) {
+      // The acceptor was cancelled, or the listener closed: so the server was asked to end.
+      if (!(error instanceof TaskError || error instanceof ClosedError)) throw error;
+    } finally {
+      signal?.removeEventListener("abort", stop);
+      this.#listener.close();
+      yield* this.#drain(handlers);
+    }
+  }
+
+  *#drain(handlers: CancelScope): Coroutine<void> {
+    if (this.#connections.size === 0) return;
+    yield* moveOnAfter(this.#options.drainTimeout, this.#ended());
+    handlers.cancel("the server is shutting down");
+    yield* shield(this.#ended());
+    // Only a handler that would not stop catching its cancellation is still there; the loop has given it up.
+    for (const sock of this.#connections.values()) sock.close();
+  }
+
+  *#ended(): Coroutine<void> {
+    for (const task of this.#connections.keys()) yield* task.wait();
+  }
+
+  *#accept(loop: Loop, handlers: CancelScope): Coroutine<void> {
+    for (;;) {
+      while (this.#connections.size >= this.#options.maxConnections) yield* park(this.#room);
+      try {
+        const [sock, addr] = yield* loop.sockAccept(this.#listener);
+        this.#connections.set(loop.createTask(this.#handle(sock, addr), { scope: handlers }), sock);
+      } catch (error) {
+        const name = error instanceof Error ? error.name : "";
+        if (FATAL.has(name)) throw error;
+        if (GONE.has(name)) continue;
+        this.#report(loop, error);
+        yield* sleep(ACCEPT_BACKOFF);
+      }
+    }
+  }
+
+  *#handle(sock: S, addr: Addr): Coroutine<void> {
+    try {
+      const coro = this.#handler(sock, addr);
+      if (typeof coro?.[Symbol.iterator] !== "function") {
+        throw new TypeError("Cannot serve a connection: the handler must be a function* or return a coroutine");
+      }
+      yield* coro;
+    } catch (error) {
+      if (error instanceof Cancelled || !this.#options.onError) throw error; // The loop tells its own onError.
+      this.#options.onError(error, addr);
+    } finally {
+      sock.close();
+      this.#connections.delete(currentTask());
+      this.#room.unpark();
+    }
+  }
+
+  #report(loop: Loop, error: unknown): void {
+    try {
+      if (!this.#options.onError) throw error;
+      this.#options.onError(error);
+    } catch (error) {
+      loop.createTask(fail(error), { name: "accept" });
+    }
+  }
+}
+
+/** A task that fails with nobody to join it is how the loop's `onError` hears of something. */
+function* fail(error: unknown): Coroutine<void> {
+  throw error;
+}
+
+// Discussion: the platform's error classes are none of this file's business, so errors of `accept` are told apart by name.
+// Everything that is in neither list is taken for a passing shortage, such as EMFILE: a server that goes on for no good
+// reason says so ten times a second, one that gives up for no good reason is down.
+
+/** The server was asked to end, or the program is wrong: to try again would not help. */
+const FATAL = new Set([
+  "Cancelled",
+  "ClosedError",
+  "BusyError",
+  "BadResource",
+  "TypeError",
+  "RangeError",
+  "ReferenceError",
+]);
+/** The client was gone before it was accepted, which concerns nobody. */
+const GONE = new Set(["ConnectionReset", "ConnectionAborted", "NotConnected"]);
