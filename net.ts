@@ -123,7 +123,6 @@ class Key implements SelectorKey {
  * ```
  */
 export class DefaultSelector implements Selector {
-  readonly #keys = new Set<Key>();
   #closed = false;
   /** Keys that may be ready: those that signalled, and those that were ready when last looked at. */
   #queue: Key[] = [];
@@ -158,10 +157,9 @@ export class DefaultSelector implements Selector {
     }
     if (this.#closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
     if (fileobj._closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
-    if ((events & EVENT_READ) && fileobj._readKey) throw busy(fileobj, "read");
-    if ((events & EVENT_WRITE) && fileobj._writeKey) throw busy(fileobj, "write");
+    if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "read");
+    if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "write");
     const key = new Key(fileobj, events, data, this);
-    this.#keys.add(key);
     if (events & EVENT_READ) fileobj._readKey = key;
     if (events & EVENT_WRITE) fileobj._writeKey = key;
     this._signalled(key);
@@ -188,7 +186,6 @@ export class DefaultSelector implements Selector {
     }
     // The key keeps its last event, for whoever still holds it.
     key.selector = null;
-    this.#keys.delete(key);
   }
 
   /**
@@ -198,24 +195,22 @@ export class DefaultSelector implements Selector {
    * @throws {RangeError} If `timeout` is not a number.
    * @throws {ClosedError} If the selector is closed.
    */
-  async select(timeout: number = Infinity): Promise<[SelectorKey, number][]> {
+  select(timeout: number = Infinity): Promise<[SelectorKey, number][]> {
     if (typeof timeout !== "number" || Number.isNaN(timeout)) {
-      throw new RangeError(`Cannot select for ${kind(timeout)} ms: the time must be a number`);
+      return Promise.reject(new RangeError(`Cannot select for ${kind(timeout)} ms: the time must be a number`));
     }
-    if (this.#closed) throw new ClosedError("Cannot select: the selector is closed");
+    if (this.#closed) return Promise.reject(new ClosedError("Cannot select: the selector is closed"));
     if (this.#resolve) this.wakeup();
-    if (timeout <= 0) {
-      await new Promise((resolve) => setImmediate(resolve));
-      return this.poll();
-    }
+    if (timeout <= 0) return new Promise<void>((resolve) => setImmediate(resolve)).then(this.#poll);
     const events = this.poll();
-    if (events.length > 0) return events;
-    const woken = new Promise<void>((resolve) => this.#resolve = resolve);
+    if (events.length > 0) return Promise.resolve(events);
     this.#until = timeout === Infinity ? Infinity : performance.now() + timeout;
     this.#setTimer();
-    await woken;
-    return this.poll();
+    // What completes at the same time as the socket that ends this wait is seen by the poll at its end too.
+    return new Promise<void>((resolve) => this.#resolve = resolve).then(this.#poll);
   }
+
+  readonly #poll = () => this.poll();
 
   #setTimer(): void {
     if (this.#until >= this.#timerDue) return;
@@ -254,6 +249,7 @@ export class DefaultSelector implements Selector {
 
   /** `key` may be ready. @internal */
   _signalled(key: Key): void {
+    if (this.#closed) return;
     if (!key.queued) {
       key.queued = true;
       this.#queue.push(key);
@@ -271,13 +267,22 @@ export class DefaultSelector implements Selector {
     this.#timerDue = Infinity;
   }
 
+  /** Whether it has been closed, and watches nothing any more. @internal */
+  get _closed(): boolean {
+    return this.#closed;
+  }
+
   /** Ends every watch and a `select` under way. Closing twice is fine. */
   close(): void {
     this.#closed = true;
-    for (const key of [...this.#keys]) this.unregister(key.fileobj, key.events);
+    this.#queue = [];
     this.wakeup();
     this.wakeup();
   }
+}
+
+function isWatched(key: Key | null): boolean {
+  return key !== null && key.selector !== null && !key.selector._closed;
 }
 
 function busy(fileobj: Pollable, what: string): BusyError {
@@ -597,6 +602,7 @@ export class Socket extends Pollable implements SocketLike {
   *#flush(what: string): Coroutine<void> {
     while (true) {
       this.#check(what);
+      if (this.sending) throw new BusyError(`Cannot ${what} ${this}: another task is still sending on it`);
       if (this.#writeError !== null) throw this.#writeError;
       if (this.#leaving === null) return;
       this.#flushed ??= Promise.withResolvers<void>();
@@ -608,6 +614,7 @@ export class Socket extends Pollable implements SocketLike {
    * Waits until everything sent has left, then ends our side of the stream: the peer sees its end, and can still send.
    * Cancelled before that, it has ended nothing.
    *
+   * @throws {BusyError} If another task is still in `sockSendall`.
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
   *closeWrite(): Coroutine<void> {

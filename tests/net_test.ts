@@ -1,0 +1,719 @@
+/** Rules N1-N9, N13, N15 and C7 for stream sockets: one battery, run against every transport. */
+import net from "node:net";
+import { assert, assertEquals, assertInstanceOf, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  all,
+  BusyError,
+  Cancelled,
+  checkpoint,
+  ClosedError,
+  connect,
+  type Coroutine,
+  failAfter,
+  listen,
+  type Listener,
+  type Loop,
+  readWait,
+  sleep,
+  type Socket,
+  taskGroup,
+  TimeoutError,
+  until,
+  WouldBlock,
+} from "../mod.ts";
+import {
+  accept,
+  battery,
+  bytes,
+  connected,
+  memory,
+  numbers,
+  pattern,
+  readAll,
+  readExactly,
+  removeSocketFile,
+  run,
+  sameBytes,
+  tcp,
+  text,
+  thrownBy,
+  tlsTransport,
+  transports,
+  unix,
+} from "./net_transports.ts";
+import { needs } from "./permissions.ts";
+
+const MB = 1_000_000;
+const withListener = transports.filter((transport) => transport.open);
+
+function portOf(listener: Listener): number {
+  return (listener.addr as Deno.NetAddr).port;
+}
+
+/** Turns of the loop and of the platform, until what was begun has got as far as it can by itself. */
+function* settle(): Coroutine {
+  for (let i = 0; i < 3; i++) yield* sleep(1);
+}
+
+// ---- Bytes in order ----------------------------------------------------------------------------------------------
+
+battery("N1 10 MB each way at once arrive exact, whatever the sizes of reads and writes", function* (scene) {
+  const { loop, client, server } = scene;
+  const data = pattern(10 * MB);
+  const ok = yield* all([
+    sendUneven(loop, client, data, 7),
+    sendUneven(loop, server, data, 11),
+    receiveUneven(loop, server, data, 13),
+    receiveUneven(loop, client, data, 17),
+  ]);
+  assertEquals(ok, [undefined, undefined, true, true] as unknown[]);
+});
+
+function* sendUneven(loop: Loop, sock: Socket, data: Uint8Array, seed: number): Coroutine {
+  const sizes = numbers(seed, 300_000);
+  for (let at = 0; at < data.length;) {
+    const size = sizes.next().value;
+    yield* loop.sockSendall(sock, data.subarray(at, at + size));
+    at += size;
+  }
+  yield* sock.closeWrite();
+}
+
+function* receiveUneven(loop: Loop, sock: Socket, data: Uint8Array, seed: number): Coroutine<boolean> {
+  const sizes = numbers(seed, 100_000);
+  const buffer = new Uint8Array(50_000);
+  let at = 0;
+  while (true) {
+    const size = sizes.next().value;
+    const chunk = size & 1
+      ? yield* loop.sockRecv(sock, size)
+      : buffer.subarray(0, yield* loop.sockRecvInto(sock, buffer.subarray(0, Math.min(size, buffer.length))));
+    if (chunk.length === 0) return at === data.length;
+    if (!sameBytes(chunk, data.subarray(at, at + chunk.length))) return false;
+    at += chunk.length;
+  }
+}
+
+battery("N1 what sockSendall was given may be changed as soon as it returns", function* ({ loop, client, server }) {
+  const data = bytes("before");
+  yield* loop.sockSendall(client, data);
+  data.fill(0);
+  assertEquals(text(yield* readExactly(loop, server, 6)), "before");
+});
+
+battery("N1 a view handed out by recv is never written again", function* ({ loop, client, server }) {
+  const views: { view: Uint8Array; copy: Uint8Array }[] = [];
+  const buffer = new Uint8Array(90);
+  for (let i = 0; i < 200; i++) {
+    yield* loop.sockSendall(client, pattern(100).fill(i));
+    const view = yield* loop.sockRecv(server, 10);
+    views.push({ view, copy: view.slice() });
+    // The rest is copied out, so that its place in the slab is used again.
+    for (let rest = 100 - view.length; rest > 0;) rest -= yield* loop.sockRecvInto(server, buffer);
+  }
+  for (const { view, copy } of views) assertEquals(view, copy);
+});
+
+battery("N1 recv takes no more than it was asked for, and leaves the rest", function* ({ loop, client, server }) {
+  yield* loop.sockSendall(client, bytes("abcdef"));
+  assertEquals(text(yield* loop.sockRecv(server, 2)), "ab");
+  assertEquals(text(server.recv(1)), "c");
+  const buffer = new Uint8Array(2);
+  assertEquals(server.recvInto(buffer), 2);
+  assertEquals(text(buffer), "de");
+  assertEquals(text(server.recv(100)), "f");
+  assertThrows(() => server.recv(1), WouldBlock, `Cannot recv on ${server}: nothing has arrived`);
+});
+
+// ---- The end of a stream -----------------------------------------------------------------------------------------
+
+battery("N2 half-close: the peer sees the end and still sends", function* ({ loop, client, server }) {
+  yield* loop.sockSendall(client, bytes("request"));
+  yield* client.closeWrite();
+  yield* client.closeWrite(); // Twice is fine.
+  assertEquals(text(yield* readAll(loop, server)), "request");
+  for (let i = 0; i < 3; i++) assertEquals((yield* loop.sockRecv(server, 10)).length, 0);
+  assertEquals(yield* loop.sockRecvInto(server, new Uint8Array(1)), 0);
+  assertEquals(server.recv(1).length, 0);
+  yield* loop.sockSendall(server, bytes("answer"));
+  server.close();
+  assertEquals(text(yield* readAll(loop, client)), "answer");
+});
+
+battery("N2 send after closeWrite is a BrokenPipe", function* ({ loop, client }) {
+  yield* client.closeWrite();
+  const error = yield* thrownBy(loop.sockSendall(client, bytes("more")));
+  assertInstanceOf(error, Deno.errors.BrokenPipe);
+  assertStringIncludes(error.message, "its write side was closed");
+});
+
+battery("N2 closeWrite ends the stream after the last byte of 5 MB, and the echo still comes", function* (scene) {
+  const { loop, client, server } = scene;
+  const data = pattern(5 * MB);
+  const [, , echo] = yield* all([
+    (function* () {
+      yield* loop.sockSendall(client, data);
+      yield* client.closeWrite();
+    })(),
+    (function* () {
+      while (true) {
+        const chunk = yield* loop.sockRecv(server, 100_000);
+        if (chunk.length === 0) break;
+        yield* loop.sockSendall(server, chunk);
+      }
+      server.close();
+    })(),
+    readAll(loop, client),
+  ]);
+  assert(sameBytes(echo as Uint8Array, data));
+});
+
+battery("N2 a cancelled closeWrite has ended nothing, a later one delivers all first", function* (scene) {
+  const { loop, client, server } = scene;
+  const first = yield* fill(client);
+  const ending = loop.createTask(client.closeWrite());
+  yield* settle();
+  assert(!ending.done);
+  ending.cancel();
+  yield* ending.wait();
+  const [, got] = yield* all([
+    (function* () {
+      yield* loop.sockSendall(client, bytes("last"));
+      yield* client.closeWrite();
+    })(),
+    readAll(loop, server),
+  ]);
+  assertEquals((got as Uint8Array).length, first + 4);
+  assertEquals(text((got as Uint8Array).subarray(-4)), "last");
+});
+
+battery("N2 closeWrite while another task is sending is refused", function* ({ loop, client, server }) {
+  const sender = loop.createTask(loop.sockSendall(client, pattern(20 * MB)));
+  yield* settle();
+  assertInstanceOf(yield* thrownBy(client.closeWrite()), BusyError);
+  yield* readExactly(loop, server, 20 * MB);
+  yield* sender.join();
+  yield* client.closeWrite();
+});
+
+/** Sends until nothing more goes: the peer does not read. Says how many bytes that were. */
+function* fill(sock: Socket): Coroutine<number> {
+  const data = new Uint8Array(65536);
+  let sent = 0;
+  for (let idle = 0; idle < 3;) {
+    try {
+      sent += sock.send(data);
+      idle = 0;
+    } catch (error) {
+      assertInstanceOf(error, WouldBlock);
+      idle++;
+      yield* sleep(1);
+    }
+  }
+  return sent;
+}
+
+// ---- One at a time -----------------------------------------------------------------------------------------------
+
+battery("N3 a second reader gets BusyError, the first is served", function* ({ loop, client, server }) {
+  const first = loop.createTask(loop.sockRecv(server, 10));
+  yield* checkpoint();
+  const error = yield* thrownBy(loop.sockRecv(server, 10));
+  assertInstanceOf(error, BusyError);
+  assertEquals(error.message, `Cannot wait to read ${server}: another task is already waiting to read it`);
+  yield* loop.sockSendall(client, bytes("x"));
+  assertEquals(text(yield* first.join()), "x");
+});
+
+battery("N3 a second writer gets BusyError at any moment, the first is served", function* (scene) {
+  const { loop, client, server } = scene;
+  const data = pattern(2 * MB);
+  const first = loop.createTask(loop.sockSendall(client, data));
+  const reading = loop.createTask(readExactly(loop, server, data.length));
+  yield* checkpoint();
+  let refused = 0;
+  while (!first.done) {
+    const error = yield* thrownBy(loop.sockSendall(client, bytes("intruder")));
+    assertInstanceOf(error, BusyError);
+    refused++;
+    yield* sleep(0);
+  }
+  assert(refused > 0);
+  assert(sameBytes(yield* reading.join(), data));
+});
+
+for (const transport of withListener) {
+  Deno.test(
+    `N3 a second acceptor gets BusyError, the first is served (${transport.name})`,
+    needs(transport.needs),
+    () =>
+      run(function* (loop) {
+        const { listener, dial } = transport.open!();
+        const first = loop.createTask(accept(loop, listener));
+        yield* checkpoint();
+        const error = yield* thrownBy(loop.sockAccept(listener));
+        assertInstanceOf(error, BusyError);
+        assertEquals(
+          error.message,
+          `Cannot wait to accept from ${listener}: another task is already waiting to accept from it`,
+        );
+        const client = yield* dial();
+        (yield* first.join()).abort();
+        client.abort();
+        removeSocketFile(listener);
+        listener.close();
+      }),
+  );
+}
+
+// ---- Closing -----------------------------------------------------------------------------------------------------
+
+battery("N4 close() wakes who waits to read and to write with ClosedError", function* ({ loop, client }) {
+  const waiting = [
+    loop.createTask(thrownBy(loop.sockRecv(client, 10))),
+    loop.createTask(thrownBy(loop.sockSendall(client, new Uint8Array(20 * MB)))),
+  ];
+  yield* settle();
+  client.close();
+  for (const task of waiting) assertInstanceOf(yield* task.join(), ClosedError);
+});
+
+battery("N4 close() wakes who waits in closeWrite with ClosedError, and still delivers", function* (scene) {
+  const { loop, client, server } = scene;
+  const sent = yield* fill(client);
+  const waiting = loop.createTask(thrownBy(client.closeWrite()));
+  yield* settle();
+  client.close();
+  assertInstanceOf(yield* waiting.join(), ClosedError);
+  assertEquals((yield* readAll(loop, server)).length, sent);
+});
+
+battery("N4 any use after close() is a ClosedError, and close() twice is fine", function* ({ loop, client }) {
+  client.close();
+  client.close();
+  const uses: (() => unknown)[] = [
+    () => client.recv(1),
+    () => client.recvInto(new Uint8Array(1)),
+    () => client.send(bytes("x")),
+    () => client.setNoDelay(),
+    () => client.setKeepAlive(),
+  ];
+  for (const use of uses) assertThrows(use, ClosedError, `${client}: it is closed`);
+  const waits = [
+    loop.sockRecv(client, 1),
+    loop.sockSendall(client, bytes("x")),
+    client.closeWrite(),
+    client.handshake(),
+    readWait(client),
+  ];
+  for (const wait of waits) assertInstanceOf(yield* thrownBy(wait), ClosedError);
+  client.abort();
+});
+
+battery("N4 close() while a read is in flight ends it, and the peer sees the end", function* (scene) {
+  const { loop, client, server } = scene;
+  const reader = loop.createTask(loop.sockRecv(client, 10));
+  yield* settle();
+  reader.cancel(); // The read stays in flight without a reader.
+  yield* reader.wait();
+  client.close();
+  assertEquals((yield* loop.sockRecv(server, 10)).length, 0);
+});
+
+for (const transport of withListener) {
+  Deno.test(`N4 a closed listener: ClosedError for who waits and who comes (${transport.name})`, {
+    ...needs(transport.needs),
+  }, () =>
+    run(function* (loop) {
+      const { listener } = transport.open!();
+      const waiting = loop.createTask(thrownBy(loop.sockAccept(listener)));
+      yield* settle();
+      removeSocketFile(listener);
+      listener.close();
+      listener.close();
+      assertInstanceOf(yield* waiting.join(), ClosedError);
+      assertInstanceOf(yield* thrownBy(loop.sockAccept(listener)), ClosedError);
+      assertThrows(() => listener.accept(), ClosedError, "it is closed");
+    }));
+}
+
+battery("N5 close() right after sockSendall of 1 MB: a slow reader gets every byte", function* (scene) {
+  const { loop, client, server } = scene;
+  const data = pattern(MB);
+  yield* deliverTo(loop, client, server, data);
+});
+
+battery("N5 close() with input unread and input still coming: a slow reader gets every byte", function* (scene) {
+  const { loop, client, server } = scene;
+  const data = pattern(MB);
+  yield* loop.sockSendall(server, pattern(100_000));
+  yield* readWait(client); // It has arrived, and nobody takes it.
+  yield* deliverTo(loop, client, server, data, pattern(400_000));
+});
+
+battery("N5 close() with input unread and all sent: the peer gets every byte", function* ({ loop, client, server }) {
+  yield* loop.sockSendall(client, bytes("answer"));
+  yield* loop.sockSendall(server, pattern(100_000));
+  yield* readWait(client);
+  yield* settle();
+  client.close();
+  yield* settle();
+  assertEquals(text(yield* readAll(loop, server)), "answer");
+});
+
+/** `from` sends `data` and closes at once; `to` reads it slowly, and sends `noise` meanwhile. */
+function* deliverTo(loop: Loop, from: Socket, to: Socket, data: Uint8Array, noise?: Uint8Array): Coroutine {
+  const sending = loop.createTask((function* () {
+    yield* loop.sockSendall(from, data);
+    from.close();
+  })());
+  const noisy = loop.createTask(noise ? loop.sockSendall(to, noise) : checkpoint());
+  const got = new Uint8Array(data.length);
+  let n = 0;
+  for (let i = 0; n < data.length; i++) {
+    if (i < 5) yield* sleep(2);
+    const length = yield* loop.sockRecvInto(to, got.subarray(n, n + 30_000));
+    assert(length > 0, `The stream ended after ${n} bytes`);
+    n += length;
+  }
+  assertEquals((yield* loop.sockRecv(to, 1)).length, 0);
+  assert(sameBytes(got, data));
+  yield* sending.join();
+  yield* noisy.join();
+}
+
+battery("N5 abort() drops what has not left, and the peer sees an end", function* ({ loop, client, server }) {
+  const sender = loop.createTask(thrownBy(loop.sockSendall(client, new Uint8Array(20 * MB))));
+  yield* settle();
+  client.abort();
+  assertInstanceOf(yield* sender.join(), ClosedError);
+  let got = 0;
+  try {
+    got = (yield* readAll(loop, server)).length;
+  } catch (error) {
+    // Where the transport can tell a stream that was cut off, it does.
+    assert(!(error instanceof TimeoutError), String(error));
+  }
+  assert(got < 20 * MB);
+});
+
+// ---- Peers that break off ----------------------------------------------------------------------------------------
+
+battery("N6 a peer that is gone, its input unread, comes at the next op of reader and writer", function* (scene) {
+  const { loop, client, server } = scene;
+  yield* loop.sockSendall(server, pattern(10_000)); // Unread at the client's abort: that makes it a reset.
+  yield* settle();
+  const reader = loop.createTask(thrownBy(loop.sockRecv(server, 10)));
+  yield* settle();
+  client.abort();
+  assertBroken(yield* reader.join());
+  assertBroken(yield* thrownBy(loop.sockRecv(server, 10)));
+  assertBroken(yield* thrownBy(sendForEver(loop, server)));
+  assertBroken(yield* thrownBy(sendForEver(loop, server)));
+  server.close();
+}, [unix, memory]);
+
+Deno.test(
+  "N6 a reset comes at the next op of reader and writer, again and again",
+  needs({ net: true }),
+  () =>
+    run(function* (loop) {
+      using listener = listen({ hostname: "127.0.0.1", port: 0 });
+      const peer = net.connect({ host: "127.0.0.1", port: portOf(listener) });
+      peer.on("error", () => {});
+      const [server] = yield* loop.sockAccept(listener);
+      const reader = loop.createTask(thrownBy(loop.sockRecv(server, 10)));
+      yield* settle();
+      peer.resetAndDestroy();
+      assertInstanceOf(yield* reader.join(), Deno.errors.ConnectionReset);
+      assertInstanceOf(yield* thrownBy(loop.sockRecv(server, 10)), Deno.errors.ConnectionReset);
+      for (let i = 0; i < 3; i++) assertBroken(yield* thrownBy(sendForEver(loop, server)));
+      assertInstanceOf(yield* thrownBy(server.closeWrite()), Deno.errors.BrokenPipe);
+      server.close();
+    }),
+);
+
+battery("N6 a writer whose peer goes away hears of it", function* ({ loop, client, server }) {
+  const writer = loop.createTask(thrownBy(sendForEver(loop, server)));
+  yield* settle();
+  client.abort();
+  assertBroken(yield* writer.join());
+  server.close();
+});
+
+function* sendForEver(loop: Loop, sock: Socket): Coroutine {
+  while (true) yield* loop.sockSendall(sock, new Uint8Array(65536));
+}
+
+function assertBroken(error: unknown): void {
+  const broken = error instanceof Deno.errors.ConnectionReset || error instanceof Deno.errors.BrokenPipe;
+  assert(broken, `Expected ConnectionReset or BrokenPipe, got ${error}`);
+}
+
+// ---- Slow ones ---------------------------------------------------------------------------------------------------
+
+battery("N7 a peer that does not read stops its writer", function* ({ loop, client }) {
+  const data = new Uint8Array(2 ** 30); // Nobody touches its pages but what is sent.
+  const sender = loop.createTask(thrownBy(loop.sockSendall(client, data)));
+  yield* sleep(20);
+  sender.cancel();
+  const error = yield* sender.join();
+  assertInstanceOf(error, Cancelled);
+  assert(error.bytesSent! < 32 * MB, `${error.bytesSent} bytes were taken`);
+}, [tcp, unix, memory]);
+
+// ---- Cancelled waits ---------------------------------------------------------------------------------------------
+
+battery("C7 a cancelled sockRecv leaves the bytes to the next reader", function* ({ loop, client, server }) {
+  for (const late of [false, true]) {
+    const first = loop.createTask(loop.sockRecv(server, 10));
+    yield* settle();
+    if (late) yield* loop.sockSendall(client, bytes("keep"));
+    first.cancel();
+    yield* first.wait();
+    if (!late) yield* loop.sockSendall(client, bytes("keep"));
+    if (!late || first.cancelled) assertEquals(text(yield* readExactly(loop, server, 4)), "keep");
+    else assertEquals(text(yield* first.join()), "keep"); // It had completed: then it delivers.
+  }
+});
+
+battery("C7 the bytesSent of a cancelled sockSendall are what the peer gets, exactly", function* (scene) {
+  const { loop, client, server } = scene;
+  const data = pattern(20 * MB);
+  const sender = loop.createTask(thrownBy(loop.sockSendall(client, data)));
+  yield* settle();
+  sender.cancel();
+  const error = yield* sender.join();
+  assertInstanceOf(error, Cancelled);
+  client.close();
+  const got = yield* readAll(loop, server);
+  assertEquals(got.length, error.bytesSent);
+  assert(sameBytes(got, data.subarray(0, got.length)));
+});
+
+for (const transport of withListener) {
+  Deno.test(`C7 a cancelled sockAccept leaves the connection to the next (${transport.name})`, {
+    ...needs(transport.needs),
+  }, () =>
+    run(function* (loop) {
+      const { listener, dial } = transport.open!();
+      const first = loop.createTask(loop.sockAccept(listener));
+      yield* settle();
+      first.cancel();
+      yield* first.wait();
+      const dialling = loop.createTask(dial());
+      yield* settle();
+      const server = yield* accept(loop, listener);
+      const client = yield* dialling.join();
+      yield* loop.sockSendall(client, bytes("hello"));
+      assertEquals(text(yield* readExactly(loop, server, 5)), "hello");
+      client.abort();
+      server.abort();
+      removeSocketFile(listener);
+      listener.close();
+    }));
+}
+
+// ---- Ports and connecting ----------------------------------------------------------------------------------------
+
+Deno.test(
+  "N8 a port is free one turn after close(), with an accept in flight too",
+  needs({ net: true }),
+  () =>
+    run(function* (loop) {
+      let port = 0;
+      for (let i = 0; i < 10; i++) {
+        const listener = listen({ hostname: "127.0.0.1", port });
+        port = portOf(listener);
+        const waiting = loop.createTask(thrownBy(loop.sockAccept(listener)));
+        yield* checkpoint();
+        const client = yield* connect({ port });
+        listener.close();
+        yield* waiting.wait();
+        client.abort();
+        yield* sleep(1);
+      }
+    }),
+);
+
+Deno.test(
+  "N8 a connection that was accepted but not taken is closed with its listener",
+  needs({ net: true }),
+  () =>
+    run(function* (loop) {
+      const listener = listen({ hostname: "127.0.0.1", port: 0 });
+      const first = loop.createTask(loop.sockAccept(listener));
+      yield* settle();
+      first.cancel();
+      yield* first.wait();
+      const client = yield* connect({ port: portOf(listener) });
+      yield* settle();
+      listener.close();
+      assertEquals((yield* loop.sockRecv(client, 10)).length, 0);
+      client.close();
+    }),
+);
+
+Deno.test("N9 connect to a port where nobody listens: ConnectionRefused", needs({ net: true }), () =>
+  run(function* () {
+    const listener = listen({ hostname: "127.0.0.1", port: 0 });
+    const port = portOf(listener);
+    listener.close();
+    yield* sleep(1);
+    assertInstanceOf(yield* thrownBy(connect({ hostname: "127.0.0.1", port })), Deno.errors.ConnectionRefused);
+  }));
+
+Deno.test(
+  "N9 connect to a Unix path where nobody listens",
+  needs({ net: true, read: true, write: true }),
+  () =>
+    run(function* () {
+      const error = yield* thrownBy(connect({ transport: "unix", path: "/tmp/yieldloop-nobody-listens-here" }));
+      assertInstanceOf(error, Deno.errors.NotFound);
+    }),
+);
+
+Deno.test("N9 connect to a name that is none", needs({ net: true }), () =>
+  run(function* () {
+    const error = yield* thrownBy(connect({ hostname: "no such name", port: 1 }));
+    assertInstanceOf(error, Error);
+  }));
+
+for (const transport of withListener) {
+  Deno.test(`N9 a cancelled or timed out connect leaves no socket behind (${transport.name})`, {
+    ...needs(transport.needs),
+  }, () =>
+    run(function* (loop) {
+      const { listener, dial } = transport.open!();
+      for (let turns = 0; turns < 6; turns++) {
+        const dialling = loop.createTask(dial());
+        for (let i = 0; i < turns; i++) yield* checkpoint();
+        if (turns === 5) yield* until(new Promise((resolve) => setImmediate(resolve)));
+        dialling.cancel();
+        yield* dialling.wait();
+        if (!dialling.cancelled) (yield* dialling.join()).abort();
+      }
+      assertInstanceOf(yield* thrownBy(failAfter(0, dial())), TimeoutError);
+      yield* settle(); // Connections that come late are closed when they come.
+      removeSocketFile(listener);
+      listener.close();
+    }));
+}
+
+Deno.test("N9 connect heeds a signal of its caller too", needs({ net: true }), () =>
+  run(function* () {
+    using listener = listen({ hostname: "127.0.0.1", port: 0 });
+    const error = yield* thrownBy(connect({ port: portOf(listener), signal: AbortSignal.abort(new Error("Enough")) }));
+    assertStringIncludes(String(error), "Enough");
+  }));
+
+Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =>
+  run(function* (loop) {
+    for (const port of [-1, 65536, 1.5, NaN, "80"] as number[]) {
+      assertThrows(() => listen({ port }), RangeError, "Cannot listen on port");
+      assertInstanceOf(yield* thrownBy(connect({ port })), RangeError);
+    }
+    assertInstanceOf(yield* thrownBy(connect({ port: 0 })), RangeError);
+    using listener = listen({ hostname: "127.0.0.1", port: 0 });
+    assertThrows(() => listen({ hostname: "127.0.0.1", port: portOf(listener) }), Deno.errors.AddrInUse);
+    const client = yield* connect({ port: portOf(listener) });
+    assertThrows(() => client.recv(0), RangeError, "Cannot recv 0 bytes");
+    assertThrows(() => client.recv(-1), RangeError);
+    assertThrows(() => client.recv("5" as unknown as number), RangeError, "Cannot recv a string bytes");
+    assertThrows(() => client.send("text" as unknown as Uint8Array), TypeError, "it must be a Uint8Array");
+    assertThrows(() => client.recvInto(new Uint8Array(0)), TypeError, "an empty buffer");
+    assertInstanceOf(yield* thrownBy(loop.sockSendall(client, "text" as unknown as Uint8Array)), TypeError);
+    client.close();
+  }));
+
+Deno.test("N9 IPv6 works as IPv4 does", needs({ net: true }), () =>
+  run(function* (loop) {
+    using listener = listen({ hostname: "::1", port: 0 });
+    const client = yield* connect({ hostname: "::1", port: portOf(listener) });
+    const [server, addr] = yield* loop.sockAccept(listener);
+    assertEquals(addr, client.localAddr);
+    assertEquals(client.remoteAddr, listener.addr);
+    client.close();
+    server.close();
+  }));
+
+// ---- Settings ----------------------------------------------------------------------------------------------------
+
+battery("N13 settings work at any moment, also while a write is under way", function* ({ loop, client, server }) {
+  client.setNoDelay();
+  client.setKeepAlive(false);
+  const sender = loop.createTask(loop.sockSendall(client, new Uint8Array(8 * MB)));
+  yield* settle();
+  client.setNoDelay(false);
+  client.setKeepAlive();
+  yield* readExactly(loop, server, 8 * MB);
+  yield* sender.join();
+  client.setNoDelay();
+  client.close();
+});
+
+// ---- Every order of ends -----------------------------------------------------------------------------------------
+
+for (const transport of [tcp, unix, tlsTransport, memory]) {
+  Deno.test(`N15 no order of closing, resetting and cancelling leaves a rejection (${transport.name})`, {
+    ...needs(transport.needs),
+  }, async () => {
+    const heard: unknown[] = [];
+    const listener = (event: PromiseRejectionEvent) => {
+      event.preventDefault();
+      heard.push(event.reason);
+    };
+    addEventListener("unhandledrejection", listener);
+    try {
+      for (const order of permutations(["close", "abort", "peer", "reader", "writer", "half"])) {
+        await run((loop) => endInOrder(loop, transport, order));
+      }
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    } finally {
+      removeEventListener("unhandledrejection", listener);
+    }
+    assertEquals(heard, []);
+  });
+}
+
+/** Each way out of a busy connection, in the order given, a turn apart or at once. */
+function* endInOrder(loop: Loop, transport: (typeof transports)[number], order: string[]): Coroutine {
+  const [client, server] = yield* connected(loop, transport);
+  yield* loop.sockSendall(server, pattern(3000));
+  yield* taskGroup(function* (group) {
+    const reader = group.createTask(quietly(loop.sockRecv(client, 1000)));
+    const writer = group.createTask(quietly(loop.sockSendall(client, new Uint8Array(2 * MB))));
+    yield* checkpoint();
+    const ends: Record<string, () => void> = {
+      close: () => client.close(),
+      abort: () => client.abort(),
+      peer: () => server.abort(),
+      reader: () => reader.cancel(),
+      writer: () => writer.cancel(),
+      half: () => void group.createTask(quietly(client.closeWrite())),
+    };
+    for (const [i, end] of order.entries()) {
+      ends[end]();
+      if ((order[0].length + i) % 2) yield* checkpoint();
+    }
+  });
+}
+
+function* quietly(coro: Coroutine<unknown>): Coroutine {
+  try {
+    yield* coro;
+  } catch (error) {
+    if (error instanceof Cancelled) throw error;
+  }
+}
+
+/** Every seventh order of `items` is enough of them. */
+function permutations(items: string[]): string[][] {
+  const all: string[][] = [];
+  const walk = (done: string[], left: string[]) => {
+    if (left.length === 0) all.push(done);
+    for (const item of left) walk([...done, item], left.filter((other) => other !== item));
+  };
+  walk([], items);
+  return all.filter((_, i) => i % 7 === 0);
+}
