@@ -1201,6 +1201,8 @@ export class Loop {
   /** Whether the loop is in `selector.select()`, and how it is woken if the selector cannot be. */
   #asleep = false;
   #rouse: (() => void) | null = null;
+  /** Whether it sleeps no longer than {@linkcode DEADLOCK_GRACE}, as there is nothing it knows of to wake it. */
+  #suspect = false;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
 
@@ -1431,7 +1433,8 @@ export class Loop {
       // -- I/O: what the selector says is ready, its tasks are
       const selected = this.#select();
       const events = Array.isArray(selected) ? selected : await selected;
-      if (events === null) throw new DeadlockError([...this.tasks]);
+      this.#asleep = false;
+      if (this.#suspect && events.length === 0) this.#checkDeadlock();
       const outer = running; // A task of another loop may be running this one.
       running = this;
       for (const [key] of events) {
@@ -1489,31 +1492,32 @@ export class Loop {
     if (task._end(value, threw)) this.#failed.push(task);
   }
 
-  /** What is ready, now or when it is; null if that can never be. */
-  #select(): Promise<[SelectorKey, number][] | null> | [SelectorKey, number][] {
+  /** What is ready: now if there is something else to do, otherwise as soon as there is. */
+  #select(): Promise<[SelectorKey, number][]> | [SelectorKey, number][] {
+    this.#suspect = false;
     if (this.#steps >= STEPS_PER_PLATFORM_TURN) {
       this.#steps = 0;
       return this.selector.select(0);
     }
-    const next = this._timers.first;
-    const timeout = next ? Math.max(0, next.time - this.time()) : Infinity;
-    if (this.ready.length === 0 && timeout > 0) return this.#sleep(timeout);
-    return this.selector.poll ? this.selector.poll() : this.selector.select(0);
+    const timeout = this.ready.length > 0 ? 0 : this.#timeout();
+    if (timeout === 0) return this.selector.poll ? this.selector.poll() : this.selector.select(0);
+    this.#asleep = true;
+    const selected = this.selector.select(timeout);
+    if (this.selector.wakeup) return selected;
+    return Promise.race([selected, new Promise<[]>((resolve) => this.#rouse = () => resolve([]))]);
   }
 
-  async #sleep(timeout: number): Promise<[SelectorKey, number][] | null> {
-    const stuck = () => this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside;
-    const suspect = stuck();
-    if (suspect) timeout = DEADLOCK_GRACE;
-    this.#asleep = true;
-    const selected = this.selector.select(timeout === Infinity ? undefined : timeout);
-    const events = this.selector.wakeup
-      ? await selected
-      : await Promise.race([selected, new Promise<[]>((resolve) => this.#rouse = () => resolve([]))]);
-    this.#asleep = false;
-    this.#rouse = null;
-    if (suspect && events.length === 0 && this.ready.length === 0 && !this.#stopped && stuck()) return null;
-    return events;
+  /** How long to sleep, in milliseconds; undefined for as long as it takes. */
+  #timeout(): number | undefined {
+    const next = this._timers.first;
+    if (next) return next.time === Infinity ? undefined : Math.max(0, next.time - this.time());
+    this.#suspect = this.#stuck;
+    return this.#suspect ? DEADLOCK_GRACE : undefined;
+  }
+
+  /** Whether every task waits for another, and nobody outside was ever seen to wake one. */
+  get #stuck(): boolean {
+    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside;
   }
 
   /** Something has become ready that the selector does not know of. */
@@ -1522,6 +1526,11 @@ export class Loop {
     this.#asleep = false;
     if (this.selector.wakeup) this.selector.wakeup();
     else this.#rouse?.();
+  }
+
+  /** The grace is over, and nothing came. */
+  #checkDeadlock(): void {
+    if (this.#stuck && this.ready.length === 0 && !this.#stopped) throw new DeadlockError([...this.tasks]);
   }
 
   #fireTimers(): void {
