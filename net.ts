@@ -1169,7 +1169,9 @@ class PairConnection implements Connection {
  *   const [left, right] = socketPair();
  *   yield* loop.sockSendall(left, new TextEncoder().encode("hello"));
  *   left.close();
- *   return new TextDecoder().decode(yield* loop.sockRecv(right, 100));
+ *   const data = yield* loop.sockRecv(right, 100);
+ *   right.close();
+ *   return new TextDecoder().decode(data);
  * }
  * assertEquals(await loop.run(main()), "hello");
  * ```
