@@ -1,0 +1,602 @@
+/**
+ * The rules ST1 to ST5 of streams, on a socket in memory whose peer is the test; and streams over real sockets at the end.
+ */
+
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  all,
+  BusyError,
+  type Cancelled,
+  checkpoint,
+  ClosedError,
+  connect,
+  type Coroutine,
+  EVENT_WRITE,
+  failAfter,
+  IncompleteReadError,
+  LimitError,
+  listen,
+  Loop,
+  moveOnAfter,
+  Stream,
+  type StreamOptions,
+  TimeoutError,
+  until,
+} from "../mod.ts";
+import { needs } from "./permissions.ts";
+import { bytes, PieceSocket, text } from "./pieces.ts";
+import { platformTurn, simulate } from "./world.ts";
+
+/** A stream of these pieces that then ends. */
+function ended(pieces: (string | Uint8Array)[], options?: StreamOptions): Stream {
+  return new Stream(new PieceSocket(...pieces).end(), options);
+}
+
+function run<T>(main: () => Coroutine<T>): Promise<T> {
+  return simulate(main);
+}
+
+function* lines(stream: Stream): Coroutine<string[]> {
+  const found: string[] = [];
+  for (let line; (line = yield* stream.readLine()) !== null;) found.push(line);
+  return found;
+}
+
+/** The error that `coro` throws. */
+function* thrown<E extends Error>(kind: new (...args: any[]) => E, coro: Coroutine<unknown>): Coroutine<E> {
+  try {
+    yield* coro;
+  } catch (error) {
+    assertInstanceOf(error, kind);
+    return error as E;
+  }
+  throw new Error(`Expected ${kind.name} to be thrown`);
+}
+
+// ---- Lines ---------------------------------------------------------------------------------------------------------
+
+Deno.test("ST1 readLine joins a line that came in several packets", async () => {
+  assertEquals(await run(() => lines(ended(["one l", "ine", "\ntwo\n"]))), ["one line", "two"]);
+});
+
+Deno.test("ST1 readLine finds several lines in one packet", async () => {
+  assertEquals(await run(() => lines(ended(["a\nb\n\nc\n"]))), ["a", "b", "", "c"]);
+});
+
+Deno.test("ST1 readLine takes \\n and \\r\\n as the end, also if the two are cut apart; a lone \\r is text", async () => {
+  assertEquals(await run(() => lines(ended(["a\r\nb\nc\r", "\nd\re\n\r\n"]))), ["a", "b", "c", "d\re", ""]);
+});
+
+Deno.test("ST1 the last line needs no newline, and an empty one is none", async () => {
+  assertEquals(await run(() => lines(ended(["a\nb"]))), ["a", "b"]);
+  assertEquals(await run(() => lines(ended(["a\n"]))), ["a"]);
+  assertEquals(await run(() => lines(ended([]))), []);
+});
+
+Deno.test("ST1 readLine at end of stream is null, again and again", async () => {
+  await run(function* () {
+    const stream = ended(["a"]);
+    assertEquals(yield* stream.readLine(), "a");
+    for (let i = 0; i < 3; i++) assertEquals(yield* stream.readLine(), null);
+    assertEquals((yield* stream.read()).length, 0);
+  });
+});
+
+Deno.test("ST1 a line of exactly limit bytes is fine, one of a byte more is not, whatever ends it", async () => {
+  for (const end of ["\n", "\r\n"]) {
+    for (const pieces of [[`12345678${end}`], [..."12345678", ...end], [`12345678${end[0]}`, end.slice(1)]]) {
+      await run(function* () {
+        assertEquals(yield* ended(pieces, { limit: 8 }).readLine(), "12345678");
+        assertEquals((yield* thrown(LimitError, ended(pieces, { limit: 7 }).readLine())).limit, 7);
+      });
+    }
+  }
+});
+
+Deno.test("ST1 limit exceeded: LimitError, and the stream goes on with the next line", async () => {
+  const whole = "123456789\nshort\r\n123456789\r\nlast";
+  for (const pieces of [[whole], [...whole], ["12345678", "9", "\nsho", "rt\r\n123456789\r", "\nlast"]]) {
+    await run(function* () {
+      const stream = ended(pieces, { limit: 8 });
+      yield* thrown(LimitError, stream.readLine());
+      assertEquals(yield* stream.readLine(), "short");
+      yield* thrown(LimitError, stream.readLine());
+      assertEquals(yield* stream.readLine(), "last");
+      assertEquals(yield* stream.readLine(), null);
+    });
+  }
+});
+
+Deno.test("ST1 the LimitError comes as soon as the line is too long, without waiting for its end", async () => {
+  await run(function* () {
+    const sock = new PieceSocket("123456789");
+    const stream = new Stream(sock, { limit: 8 });
+    const error = yield* thrown(LimitError, failAfter(10, stream.readLine()));
+    assertEquals(error.name, "LimitError");
+    assertEquals(error.message, "Cannot read a line: it is longer than the limit of 8 bytes");
+    // The rest is dropped by whatever reads next, also if that is cancelled meanwhile.
+    sock.feed("abc");
+    assertEquals(yield* moveOnAfter(10, stream.readLine()), undefined);
+    sock.feed("def\nnext");
+    assertEquals(text(yield* stream.read()), "next");
+  });
+});
+
+Deno.test("ST1 a line that is too long and never ends holds no memory and ends with the stream", async () => {
+  await run(function* () {
+    const stream = ended(Array(1000).fill("x".repeat(1000)), { limit: 8 });
+    yield* thrown(LimitError, stream.readLine());
+    assertEquals(yield* stream.readLine(), null);
+  });
+});
+
+Deno.test("ST1 the default limit of a line is 64 KiB", async () => {
+  await run(function* () {
+    assertEquals((yield* ended(["x".repeat(65536) + "\n"]).readLine())!.length, 65536);
+    yield* thrown(LimitError, ended(["x".repeat(65537) + "\n"]).readLine());
+  });
+});
+
+// ---- Exactly so many bytes -----------------------------------------------------------------------------------------
+
+Deno.test("ST2 readExactly takes exactly so many bytes, from many packets or from a part of one", async () => {
+  await run(function* () {
+    const stream = ended(["ab", "c", "defgh"]);
+    assertEquals(text(yield* stream.readExactly(4)), "abcd");
+    assertEquals(text(yield* stream.readExactly(0)), "");
+    assertEquals(text(yield* stream.readExactly(4)), "efgh");
+    assertEquals(text(yield* stream.readExactly(0)), "");
+  });
+});
+
+Deno.test("ST2 an early end is IncompleteReadError with what there was, which is taken", async () => {
+  await run(function* () {
+    const stream = ended(["ab", "c"]);
+    const error = yield* thrown(IncompleteReadError, stream.readExactly(5));
+    assertEquals(error.name, "IncompleteReadError");
+    assertEquals(error.message, "Cannot read all of 5 bytes: the stream ended after 3 bytes");
+    assertEquals([text(error.partial), error.expected], ["abc", 5]);
+    assertEquals((yield* stream.read()).length, 0);
+    assertEquals((yield* thrown(IncompleteReadError, stream.readExactly(1))).partial.length, 0);
+  });
+});
+
+Deno.test("ST2 a readExactly that timed out leaves the bytes to the next read", async () => {
+  await run(function* () {
+    const sock = new PieceSocket("ab", "c");
+    const stream = new Stream(sock);
+    yield* thrown(TimeoutError, failAfter(10, stream.readExactly(5)));
+    sock.feed("de");
+    assertEquals(text(yield* stream.readExactly(5)), "abcde");
+  });
+});
+
+Deno.test("ST2 C7 every kind of read, cancelled at any moment, leaves every byte to the next", async () => {
+  const reads: ((stream: Stream) => Coroutine<unknown>)[] = [
+    (stream) => stream.readLine(),
+    (stream) => stream.readExactly(9),
+    (stream) => stream.readUntil("!"),
+    (stream) => stream.readAll(),
+  ];
+  for (const [i, read] of reads.entries()) {
+    for (let steps = 0; steps < 8; steps++) {
+      await simulate(function* ({ loop }) {
+        const sock = new PieceSocket("ab", "cd", "ef");
+        const stream = new Stream(sock);
+        const task = loop.createTask(read(stream));
+        for (let step = 0; step < steps; step++) yield* checkpoint();
+        task.cancel();
+        yield* task.wait();
+        assert(task.cancelled);
+        sock.feed("g").end();
+        assertEquals(text(yield* stream.readAll()), "abcdefg", `read ${i} cancelled after ${steps} turns`);
+      });
+    }
+  }
+});
+
+Deno.test("ST2 C7 a read of what is in the buffer already is a place to be cancelled, and takes nothing then", async () => {
+  await simulate(function* ({ loop }) {
+    const stream = new Stream(new PieceSocket("ab\ncd\n"));
+    assertEquals(yield* stream.readLine(), "ab");
+    const task = loop.createTask(stream.readLine());
+    task.cancel();
+    yield* task.wait();
+    assertEquals(yield* stream.readLine(), "cd");
+  });
+});
+
+// ---- Up to a delimiter, and all ------------------------------------------------------------------------------------
+
+Deno.test("ST3 readUntil finds a delimiter that falls across chunks, and returns it with what is before it", async () => {
+  const whole = "GET / HTTP/1.1\r\nHost: a\r\n\r\nbody";
+  for (let cut = 0; cut <= whole.length; cut++) {
+    await run(function* () {
+      const stream = ended([whole.slice(0, cut), whole.slice(cut)].filter((piece) => piece));
+      assertEquals(text(yield* stream.readUntil("\r\n\r\n")), whole.slice(0, -4));
+      assertEquals(text(yield* stream.readAll()), "body");
+    });
+  }
+});
+
+Deno.test("ST3 readUntil is not led astray by a false start of the delimiter", async () => {
+  for (const pieces of [["aab-aaab-x"], [..."aab-aaab-x"]]) {
+    await run(function* () {
+      const stream = ended(pieces);
+      assertEquals(text(yield* stream.readUntil(bytes("aaab"))), "aab-aaab");
+      assertEquals(text(yield* stream.readUntil("-")), "-");
+      const error = yield* thrown(IncompleteReadError, stream.readUntil("-"));
+      assertEquals(error.message, "Cannot read the delimiter: the stream ended after 1 bytes");
+      assertEquals([text(error.partial), error.expected], ["x", null]);
+    });
+  }
+});
+
+Deno.test("ST3 readUntil has the limit of lines: what is too long is dropped with its delimiter", async () => {
+  const whole = "12345678--123456789--abc--";
+  for (const pieces of [[whole], [...whole]]) {
+    await run(function* () {
+      const stream = ended(pieces, { limit: 8 });
+      assertEquals(text(yield* stream.readUntil("--")), "12345678--");
+      assertEquals((yield* thrown(LimitError, stream.readUntil("--"))).limit, 8);
+      assertEquals(text(yield* stream.readUntil("--")), "abc--");
+    });
+  }
+});
+
+Deno.test("ST3 readAll with a limit: LimitError beyond it, and what has arrived can still be read", async () => {
+  await run(function* () {
+    assertEquals(text(yield* ended(["abc", "de"], { limit: 5 }).readAll()), "abcde");
+    assertEquals(text(yield* ended(["abc", "de"]).readAll(5)), "abcde");
+    const stream = ended(["abc", "def", "ghi"], { limit: 5 });
+    assertEquals((yield* thrown(LimitError, stream.readAll())).limit, 5);
+    assertEquals(text(yield* stream.readAll(100)), "abcdefghi");
+    assertEquals((yield* stream.readAll()).length, 0);
+    const large = Array(20).fill("x".repeat(10_000));
+    assertEquals((yield* ended(large).readAll()).length, 200_000);
+  });
+});
+
+Deno.test("ST3 read after readLine gives the rest of the packet, then what comes next", async () => {
+  await run(function* () {
+    const stream = ended(["one\nrest", "next"]);
+    assertEquals(yield* stream.readLine(), "one");
+    assertEquals(text(yield* stream.read(2)), "re");
+    assertEquals(text(yield* stream.read()), "st");
+    assertEquals(text(yield* stream.read(3)), "nex");
+    assertEquals(text(yield* stream.read()), "t");
+    assertEquals((yield* stream.read()).length, 0);
+  });
+});
+
+Deno.test("ST3 what was read stays as it was while more is put together behind it", async () => {
+  await run(function* () {
+    const stream = ended(["ab", "cd", "efghij", "klmnop"]);
+    const first = yield* stream.readExactly(3);
+    const second = yield* stream.readExactly(3);
+    const third = yield* stream.readExactly(6);
+    yield* stream.readAll();
+    assertEquals([first, second, third].map(text), ["abc", "def", "ghijkl"]);
+  });
+});
+
+// ---- Cuts ----------------------------------------------------------------------------------------------------------
+
+/** Numbers from 0 up to, not with, `n`; the same ones for the same seed. */
+function random(seed: number): (n: number) => number {
+  let state = seed >>> 0;
+  return (n) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor(state / 2 ** 32 * n);
+  };
+}
+
+const PARTS = ["\n", "\r\n", "\r", "\n\n", "a", "bc", "ä", "中", "🙂", "\u{feff}", "a long word", "", "--", "-"];
+
+function randomText(next: (n: number) => number): string {
+  return Array.from({ length: 1 + next(12) }, () => PARTS[next(PARTS.length)]).join("");
+}
+
+function cutAt(data: Uint8Array, cuts: number[]): Uint8Array[] {
+  const borders = [0, ...cuts.toSorted((a, b) => a - b), data.length];
+  return borders.slice(1).map((to, i) => data.subarray(borders[i], to)).filter((piece) => piece.length > 0);
+}
+
+/** What lines a text has, said in another way than the stream does. */
+function expectedLines(data: string): string[] {
+  const found = data.split("\n");
+  const last = found.pop()!;
+  return [...found.map((line) => line.endsWith("\r") ? line.slice(0, -1) : line), ...(last ? [last] : [])];
+}
+
+Deno.test("ST4 ST5 a byte stream cut at every possible place gives the same lines", async () => {
+  const next = random(1);
+  await run(function* () {
+    for (let round = 0; round < 60; round++) {
+      const data = randomText(next);
+      const raw = bytes(data);
+      const expected = expectedLines(data);
+      for (let cut = 0; cut <= raw.length; cut++) {
+        assertEquals(yield* lines(ended(cutAt(raw, [cut]))), expected, `${JSON.stringify(data)} cut at ${cut}`);
+      }
+      assertEquals(yield* lines(ended(cutAt(raw, [...raw.keys()]))), expected, `${JSON.stringify(data)} byte by byte`);
+    }
+  });
+});
+
+Deno.test("ST4 cut at random places, any mix of reads sees the same as uncut", async () => {
+  const next = random(2);
+  await run(function* () {
+    for (let round = 0; round < 400; round++) {
+      const raw = bytes(randomText(next) + randomText(next));
+      const reads = Array.from({ length: 12 }, () => next(4));
+      const cuts = Array.from({ length: next(8) }, () => next(raw.length + 1));
+      const options = { limit: 4 + next(20) };
+      const whole = yield* story(ended([raw].filter((piece) => piece.length > 0), options), reads);
+      const cut = yield* story(ended(cutAt(raw, cuts), options), reads);
+      assertEquals(cut, whole, `round ${round}`);
+    }
+  });
+});
+
+/** What some reads say, error or not. */
+function* story(stream: Stream, reads: number[]): Coroutine<string[]> {
+  const said: string[] = [];
+  for (const kind of reads) {
+    try {
+      if (kind === 0) said.push(`line ${yield* stream.readLine()}`);
+      if (kind === 1) said.push(`until ${yield* stream.readUntil("--")}`);
+      if (kind === 2) said.push(`exactly ${yield* stream.readExactly(3)}`);
+      if (kind === 3) said.push(`exactly ${yield* stream.readExactly(0)}`);
+    } catch (error) {
+      if (!(error instanceof LimitError || error instanceof IncompleteReadError)) throw error;
+      said.push(error instanceof LimitError ? error.message : `${error.message} ${error.partial}`);
+    }
+  }
+  return said;
+}
+
+Deno.test("ST5 UTF-8 characters cut across packets decode right, what is no UTF-8 is marked", async () => {
+  const data = "grüß 中文 🙂";
+  assertEquals(await run(() => lines(ended(cutAt(bytes(data + "\n"), [...bytes(data).keys()])))), [data]);
+  assertEquals(await run(() => lines(ended([Uint8Array.of(0x61, 0xff, 0x62, 0x0a)]))), ["a\ufffdb"]);
+});
+
+// ---- Misuse, errors and the end ------------------------------------------------------------------------------------
+
+Deno.test("N3 a second task that reads the same stream gets BusyError, the first is served", async () => {
+  await simulate(function* ({ loop }) {
+    const sock = new PieceSocket("ab");
+    const stream = new Stream(sock);
+    const first = loop.createTask(stream.readExactly(4));
+    yield* checkpoint();
+    yield* checkpoint();
+    const error = yield* thrown(BusyError, stream.read());
+    assertStringIncludes(error.message, "another task is already reading it");
+    sock.feed("cd");
+    assertEquals(text(yield* first.join()), "abcd");
+    assertEquals(text(yield* failAfter(10, new Stream(sock.feed("e")).read())), "e");
+  });
+});
+
+Deno.test("N4 after close every use is ClosedError, also of what lies in the buffer; close twice is fine", async () => {
+  await run(function* () {
+    const sock = new PieceSocket("a\nb\n");
+    const stream = new Stream(sock);
+    yield* stream.readLine();
+    stream.close();
+    stream.close();
+    assert(sock.closed);
+    const uses = [stream.read(), stream.readLine(), stream.readExactly(0), stream.readUntil("-"), stream.readAll()];
+    for (const use of [...uses, stream.write("x"), stream.closeWrite()]) {
+      assertStringIncludes((yield* thrown(ClosedError, use as Coroutine<unknown>)).message, "it is closed");
+    }
+  });
+});
+
+Deno.test("N4 close while a read is on its way is ClosedError for it", async () => {
+  await simulate(function* ({ loop }) {
+    const stream = new Stream(new PieceSocket("a\nb\n"));
+    yield* stream.readLine();
+    const task = loop.createTask(stream.readLine());
+    yield* checkpoint();
+    stream.close();
+    yield* thrown(ClosedError, task.join());
+  });
+});
+
+Deno.test("using a stream closes its socket", async () => {
+  await run(function* () {
+    const sock = new PieceSocket();
+    {
+      using _stream = new Stream(sock);
+    }
+    assert(sock.closed);
+    yield* checkpoint();
+  });
+});
+
+Deno.test("N6 an error of the socket passes through, and what had come before it can still be read", async () => {
+  await run(function* () {
+    const reset = new Error("reset by the peer");
+    const stream = new Stream(new PieceSocket("a\nbc").breakWith(reset));
+    assertEquals(yield* stream.readLine(), "a");
+    assertEquals(yield* thrown(Error, stream.readLine()), reset);
+    assertEquals(text(yield* stream.read()), "bc");
+  });
+});
+
+Deno.test("bad arguments are refused where they are written", async () => {
+  for (const limit of [0, -1, NaN]) {
+    assertThrows(() => new Stream(new PieceSocket(), { limit }), RangeError, `${limit}`);
+  }
+  await run(function* () {
+    const stream = ended(["abc"]);
+    for (const n of [-1, 1.5, NaN, Infinity]) {
+      yield* thrown(RangeError, stream.readExactly(n));
+      yield* thrown(RangeError, stream.read(n));
+    }
+    yield* thrown(RangeError, stream.read(0));
+    yield* thrown(TypeError, stream.readUntil(""));
+    yield* thrown(TypeError, stream.readUntil(10 as any));
+    yield* thrown(TypeError, stream.write({} as any));
+    yield* thrown(TypeError, stream.write(null as any));
+    assertEquals(text(yield* stream.readAll()), "abc");
+  });
+});
+
+// ---- Writing -------------------------------------------------------------------------------------------------------
+
+Deno.test("write sends all of it in order, however little the socket takes at a time; strings as UTF-8", async () => {
+  await run(function* () {
+    const sock = new PieceSocket();
+    sock.room = 2;
+    const stream = new Stream(sock);
+    yield* stream.write("grüß ");
+    yield* stream.write(bytes("Gott"));
+    yield* stream.write("");
+    assertEquals(text(Uint8Array.from(sock.written.flatMap((data) => [...data]))), "grüß Gott");
+    yield* stream.closeWrite();
+    assert(sock.writeEnded);
+  });
+});
+
+Deno.test("C7 a cancelled write says how many bytes were handed over", async () => {
+  await simulate(function* ({ loop }) {
+    const sock = new PieceSocket();
+    sock.room = 2;
+    let bytesSent: number | undefined;
+    const task = loop.createTask(function* (): Coroutine {
+      try {
+        yield* new Stream(sock).write("abcdefghijkl".repeat(10));
+      } catch (error) {
+        bytesSent = (error as Cancelled).bytesSent;
+        throw error;
+      }
+    }());
+    while (sock.written.length < 2) yield* checkpoint();
+    sock.ready &= ~EVENT_WRITE;
+    yield* checkpoint();
+    task.cancel();
+    yield* task.wait();
+    assertEquals(bytesSent, sock.output.length);
+  });
+});
+
+// ---- Web streams ---------------------------------------------------------------------------------------------------
+
+Deno.test("readable is a web stream of what is left, and reads nothing ahead", async () => {
+  await run(function* () {
+    const stream = ended(["header\nro", "st", "s\nlast"]);
+    assertEquals(yield* stream.readLine(), "header");
+    const { readable } = stream;
+    assertEquals(yield* stream.readLine(), "rosts");
+    assertEquals(yield* until(new Response(readable).text()), "last");
+    assert(stream.readable === readable);
+  });
+});
+
+Deno.test("readable goes through CompressionStream and back, writable through pipeTo", async () => {
+  const data = "a line of text\n".repeat(1000);
+  await run(function* () {
+    const sock = new PieceSocket();
+    const packed = ended([data.slice(0, 7), data.slice(7)]).readable.pipeThrough(new CompressionStream("gzip"));
+    yield* until(packed.pipeTo(new Stream(sock).writable));
+    assert(sock.writeEnded);
+    assert(sock.written.reduce((sum, data) => sum + data.length, 0) < data.length / 10);
+    const received = ended(sock.written).readable.pipeThrough(new DecompressionStream("gzip"));
+    assertEquals(yield* until(new Response(received).text()), data);
+  });
+});
+
+Deno.test("ST5 readable through TextDecoderStream decodes characters cut across packets", async () => {
+  await run(function* () {
+    const data = "grüß 中文 🙂";
+    const decoded = ended(cutAt(bytes(data), [...bytes(data).keys()])).readable.pipeThrough(new TextDecoderStream());
+    let read = "";
+    const reader = decoded.getReader();
+    for (let part; !(part = yield* until(reader.read())).done;) read += part.value;
+    assertEquals(read, data);
+  });
+});
+
+Deno.test("a pipe that is cancelled gives its stream back, and drops the connection it wrote to", async () => {
+  await run(function* () {
+    const from = new PieceSocket("abc");
+    const to = new PieceSocket();
+    const source = new Stream(from);
+    const target = new Stream(to);
+    const pipe = until((signal) => source.readable.pipeTo(target.writable, { signal }));
+    assertEquals(yield* moveOnAfter(10, pipe), undefined);
+    assertEquals(to.output, "abc");
+    yield* until(platformTurn()); // The pipe takes notice.
+    assert(to.aborted);
+    yield* checkpoint(); // Its read ends.
+    from.feed("def");
+    assertEquals(text(yield* failAfter(10, source.read())), "def");
+  });
+});
+
+Deno.test("N15 a web stream that fails, or outlives its loop, leaves no unhandled rejection", async () => {
+  let late!: ReadableStream<Uint8Array>;
+  await run(function* () {
+    const broken = new Stream(new PieceSocket().breakWith(new Error("reset by the peer")));
+    const error = yield* thrown(Error, until(new Response(broken.readable).text()) as Coroutine<unknown>);
+    assertEquals(error.message, "reset by the peer");
+    late = new Stream(new PieceSocket()).readable;
+    late.getReader().read().catch(() => {});
+    yield* until(platformTurn());
+  });
+  await platformTurn();
+});
+
+Deno.test("a web stream is asked for inside a task", () => {
+  assertThrows(() => new Stream(new PieceSocket()).readable, Error, "not called by a task");
+  assertThrows(() => new Stream(new PieceSocket()).writable, Error, "not called by a task");
+});
+
+// ---- Real sockets --------------------------------------------------------------------------------------------------
+
+Deno.test("ST1 ST2 a stream over real sockets: lines, a megabyte, half-close", needs({ net: true }), async () => {
+  const loop = new Loop();
+  const data = new Uint8Array(1 << 20).map((_, i) => i * 7);
+
+  function* server(listener: ReturnType<typeof listen>): Coroutine {
+    using stream = new Stream((yield* loop.sockAccept(listener))[0]);
+    const length = Number(yield* stream.readLine());
+    const body = yield* stream.readExactly(length);
+    assertEquals(yield* stream.readLine(), null);
+    yield* stream.write("done\r\n");
+    yield* stream.write(body);
+  }
+
+  function* client(port: number): Coroutine<Uint8Array> {
+    using stream = new Stream(yield* connect({ hostname: "127.0.0.1", port }));
+    yield* stream.write(`${data.length}\r\n`);
+    yield* stream.write(data);
+    yield* stream.closeWrite();
+    assertEquals(yield* stream.readLine(), "done");
+    return yield* stream.readAll();
+  }
+
+  using listener = listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr as Deno.NetAddr;
+  const [_, back] = await loop.run(all([server(listener), client(port)]));
+  assert(back.every((byte, i) => byte === data[i]) && back.length === data.length);
+});
+
+Deno.test("ST2 N6 a reset in the middle of a record is the platform's error", needs({ net: true }), async () => {
+  const loop = new Loop();
+  using listener = listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr as Deno.NetAddr;
+  await assertRejects(() =>
+    loop.run(function* (): Coroutine {
+      const client = new Stream(yield* connect({ hostname: "127.0.0.1", port }));
+      using stream = new Stream((yield* loop.sockAccept(listener))[0]);
+      yield* client.write("ab");
+      yield* stream.write("unread");
+      yield* moveOnAfter(5, client.readExactly(100)); // it has arrived
+      client.sock.abort!();
+      yield* stream.readExactly(5);
+    }()), Error);
+});
