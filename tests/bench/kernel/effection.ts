@@ -1,0 +1,126 @@
+/** The kernel cases on effection. It has no bounded queue and no lock. */
+import { type Cases, delay, FIRINGS, LONG, OPS, start, TIMERS, times } from "./cases.ts";
+
+// The name is not a literal, so that a machine without the npm registry can check this file.
+const npm: string = "npm:effection@4.1.1";
+const { action, createQueue, race, run, sleep, spawn, suspend, withResolvers } = await import(npm);
+
+type Operation = Generator<any, any, any>;
+
+function* nothing(): Operation {}
+
+/** The least that goes through its scheduler. */
+function yieldNow() {
+  return action((resolve: () => void) => {
+    resolve();
+    return () => {};
+  });
+}
+
+function* switches(count: number): Operation {
+  for (let i = 0; i < count; i++) yield* yieldNow();
+}
+
+function* deep(depth: number, count: number): Operation {
+  if (depth > 1) yield* deep(depth - 1, count);
+  else yield* switches(count);
+}
+
+function* together(n: number, body: (i: number) => Operation): Operation {
+  const tasks = [];
+  for (let i = 0; i < n; i++) tasks.push(yield* spawn(() => body(i)));
+  for (const task of tasks) yield* task;
+}
+
+function* besides(n: number, body: () => Operation): Operation {
+  for (let i = 0; i < n; i++) yield* spawn(() => sleep(LONG + i * 7919 % n));
+  return yield* body();
+}
+
+/** How many of these, for it takes its time. */
+const FEWER = OPS / 20;
+
+export const cases: Cases = {
+  "switch": (n) =>
+    run(function* () {
+      const count = Math.ceil(times(n) / 10);
+      const done = start();
+      yield* together(n, () => switches(count));
+      return done(n * count);
+    }),
+  "spawn and join": (n) =>
+    run(function* () {
+      const count = Math.ceil(times(n) / 20);
+      const done = start();
+      for (let k = 0; k < count; k++) yield* together(n, nothing);
+      return done(n * count);
+    }),
+  "timer set and fire": (n) =>
+    run(() =>
+      besides(n, function* () {
+        const done = start();
+        yield* together(TIMERS, function* (i) {
+          for (let k = 0; k < FIRINGS; k++) yield* sleep(delay(i + k));
+        });
+        return done(TIMERS * FIRINGS);
+      })
+    ),
+  "timer set and cancel": (n) =>
+    run(() =>
+      besides(n, function* () {
+        const done = start();
+        for (let i = 0; i < FEWER; i++) yield* race([sleep(LONG), nothing()]);
+        return done(FEWER);
+      })
+    ),
+  "queue put and get": () =>
+    run(function* () {
+      const queue = createQueue();
+      const done = start();
+      const getter = yield* spawn(function* () {
+        for (let i = 0; i < OPS; i++) yield* queue.next();
+      });
+      for (let i = 0; i < OPS; i++) {
+        queue.add(i);
+        yield* yieldNow();
+      }
+      yield* getter;
+      return done(OPS);
+    }),
+  "event wake": (n) =>
+    run(function* () {
+      const count = Math.ceil(times(n) / 20);
+      const events = Array.from({ length: count }, () => withResolvers());
+      const tasks: Operation[] = [];
+      for (let i = 0; i < n; i++) {
+        tasks.push(
+          yield* spawn(function* () {
+            for (let k = 0; k < count; k++) yield* events[k].operation;
+          }),
+        );
+      }
+      yield* sleep(0);
+      const done = start();
+      for (let k = 0; k < count; k++) {
+        events[k].resolve();
+        yield* yieldNow();
+      }
+      for (const task of tasks) yield* task;
+      return done(n * count);
+    }),
+  "cancel": (n) =>
+    run(function* () {
+      const tasks = [];
+      for (let i = 0; i < n; i++) tasks.push(yield* spawn(() => suspend()));
+      yield* sleep(0);
+      const done = start();
+      for (const task of tasks) yield* task.halt();
+      return done(n);
+    }),
+  "switch at depth": (n) =>
+    run(function* () {
+      const done = start();
+      yield* deep(n, FEWER);
+      return done(FEWER);
+    }),
+};

@@ -1,0 +1,28 @@
+/**
+ * tests/bench/kernel/measure.ts: measures one case of one runtime in a process of its own, so that nothing another case
+ * did to the compiler or the heap shows. Prints nanoseconds per operation, `none` if the runtime has no such case.
+ *
+ * `deno run -A tests/bench/kernel/measure.ts RUNTIME CASE N`
+ */
+import type { CaseName, Cases } from "./cases.ts";
+
+/** How long to warm up, and to measure, in milliseconds. */
+const WARM_UP = 150;
+const MEASURE = 250;
+/** The least number of samples. */
+const SAMPLES = 3;
+
+const [runtime, name, n] = Deno.args;
+const { cases }: { cases: Cases } = await import(`./${runtime}.ts`);
+const one = cases[name as CaseName];
+if (one) {
+  for (const began = performance.now(); performance.now() - began < WARM_UP;) await one(Number(n));
+  const samples: number[] = [];
+  for (const began = performance.now(); performance.now() - began < MEASURE || samples.length < SAMPLES;) {
+    samples.push(await one(Number(n)));
+  }
+  console.log(samples.sort((a, b) => a - b)[samples.length >> 1]);
+} else {
+  console.log("none");
+}
+Deno.exit();

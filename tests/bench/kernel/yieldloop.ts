@@ -1,0 +1,141 @@
+/** The kernel cases on yieldloop. */
+import * as yieldloop from "../../../mod.ts";
+import { type Cases, delay, FIRINGS, LONG, OPS, start, TIMERS, times } from "./cases.ts";
+
+const { checkpoint, Event, failAfter, Lock, Loop, Queue, sleep } = yieldloop;
+type Coroutine<T = void> = yieldloop.Coroutine<T>;
+
+/** A trampolined `yield*`, if the kernel has one. */
+const call = (yieldloop as { call?: <T>(coro: Coroutine<T>) => Coroutine<T> }).call;
+
+function* nothing(): Coroutine {}
+
+function* switches(count: number): Coroutine {
+  for (let i = 0; i < count; i++) yield* checkpoint();
+}
+
+function* deep(depth: number, count: number): Coroutine {
+  if (depth > 1) yield* deep(depth - 1, count);
+  else yield* switches(count);
+}
+
+function* deepByCall(depth: number, count: number): Coroutine {
+  if (depth > 1) yield* call!(deepByCall(depth - 1, count));
+  else yield* switches(count);
+}
+
+function run(body: (loop: yieldloop.Loop) => Coroutine<number>): Promise<number> {
+  const loop = new Loop();
+  return loop.run(body(loop)).finally(() => loop.selector.close());
+}
+
+/** Runs `n` tasks to their end. */
+function* together(loop: yieldloop.Loop, n: number, coro: (i: number) => Coroutine): Coroutine {
+  const tasks = Array.from({ length: n }, (_, i) => loop.createTask(coro(i)));
+  for (const task of tasks) yield* task.join();
+}
+
+/** Runs `body` while `n` tasks sleep. */
+function* besides(loop: yieldloop.Loop, n: number, body: Coroutine<number>): Coroutine<number> {
+  const sleepers = Array.from({ length: n }, (_, i) => loop.createTask(sleep(LONG + i * 7919 % n)));
+  yield* checkpoint();
+  const result = yield* body;
+  for (const task of sleepers) task.cancel();
+  return result;
+}
+
+function* fireTimers(loop: yieldloop.Loop): Coroutine<number> {
+  const done = start();
+  yield* together(loop, TIMERS, function* (i) {
+    for (let k = 0; k < FIRINGS; k++) yield* sleep(delay(i + k));
+  });
+  return done(TIMERS * FIRINGS);
+}
+
+function* cancelTimers(): Coroutine<number> {
+  const done = start();
+  for (let i = 0; i < OPS; i++) yield* failAfter(LONG / 2 + i, nothing());
+  return done(OPS);
+}
+
+export const cases: Cases = {
+  "switch": (n) =>
+    run(function* (loop) {
+      const done = start();
+      yield* together(loop, n, () => switches(times(n)));
+      return done(n * times(n));
+    }),
+  "spawn and join": (n) =>
+    run(function* (loop) {
+      const done = start();
+      for (let k = times(n); k > 0; k--) yield* together(loop, n, nothing);
+      return done(n * times(n));
+    }),
+  "timer set and fire": (n) => run((loop) => besides(loop, n, fireTimers(loop))),
+  "timer set and cancel": (n) => run((loop) => besides(loop, n, cancelTimers())),
+  "queue put and get": (n) =>
+    run(function* (loop) {
+      const queue = new Queue<number>(n);
+      const done = start();
+      const getter = loop.createTask(function* () {
+        for (let i = 0; i < OPS; i++) yield* queue.get();
+      }());
+      for (let i = 0; i < OPS; i++) yield* queue.put(i);
+      yield* getter.join();
+      return done(OPS);
+    }),
+  "lock hand-over": (n) =>
+    run(function* (loop) {
+      const lock = new Lock();
+      const done = start();
+      yield* together(loop, n, function* () {
+        for (let k = times(n); k > 0; k--) {
+          using _ = yield* lock.acquire();
+          yield* checkpoint();
+        }
+      });
+      return done(n * times(n));
+    }),
+  "event wake": (n) =>
+    run(function* (loop) {
+      const event = new Event();
+      const count = times(n);
+      const tasks = Array.from({ length: n }, () =>
+        loop.createTask(function* () {
+          for (let k = 0; k < count; k++) yield* event.wait();
+        }()));
+      yield* checkpoint();
+      const done = start();
+      for (let k = 0; k < count; k++) {
+        event.set();
+        event.clear();
+        yield* checkpoint();
+      }
+      for (const task of tasks) yield* task.join();
+      return done(n * count);
+    }),
+  "cancel": (n) =>
+    run(function* (loop) {
+      const never = new Event();
+      const tasks = Array.from({ length: n }, () => loop.createTask(never.wait()));
+      yield* checkpoint();
+      const done = start();
+      for (const task of tasks) task.cancel();
+      for (const task of tasks) yield* task.wait();
+      return done(n);
+    }),
+  "switch at depth": (n) =>
+    run(function* () {
+      const done = start();
+      yield* deep(n, OPS / 4);
+      return done(OPS / 4);
+    }),
+  ...(call && {
+    "switch at depth by call": (n: number) =>
+      run(function* () {
+        const done = start();
+        yield* deepByCall(n, OPS / 4);
+        return done(OPS / 4);
+      }),
+  }),
+};
