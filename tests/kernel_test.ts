@@ -1,3 +1,4 @@
+// deno-lint-ignore-file no-inner-declarations -- a coroutine stands beside the loop of cases that it belongs to
 /** Rules K1 to K17: the kernel. Time is simulated, save where a test is about the real world. */
 import {
   assert,

@@ -1,0 +1,1101 @@
+// deno-lint-ignore-file no-inner-declarations -- a coroutine stands beside the loop of cases that it belongs to
+/** Rules C1 to C11: cancellation. Time is simulated. */
+import {
+  assert,
+  assertEquals,
+  assertInstanceOf,
+  assertStrictEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import {
+  Cancelled,
+  type CancelScope,
+  cancelScope,
+  checkpoint,
+  Condition,
+  type Coroutine,
+  currentTask,
+  Event,
+  failAfter,
+  Lock,
+  moveOnAfter,
+  type Op,
+  park,
+  ParkingLot,
+  Queue,
+  readWait,
+  Semaphore,
+  shield,
+  sleep,
+  type SocketLike,
+  type Task,
+  TaskError,
+  taskGroup,
+  TimeoutError,
+  until,
+  writeWait,
+} from "../mod.ts";
+import { FakeSocket, simulate, type Simulation } from "./world.ts";
+
+/** What `body` throws. */
+function* thrownBy(body: () => Coroutine<unknown>): Coroutine<any> {
+  try {
+    yield* body();
+  } catch (error) {
+    return error;
+  }
+  throw new Error("Expected it to throw");
+}
+
+/** Runs `coro` as a task up to its first wait, cancels it, and waits for its end. */
+function* cancelledTask<T>(coro: Coroutine<T>, reason?: unknown): Coroutine<Task<T>> {
+  const task = currentTask().loop.createTask(coro);
+  for (let i = 0; i < 3; i++) yield* checkpoint();
+  task.cancel(reason);
+  yield* task.wait();
+  return task;
+}
+
+/** The same, where the test does not need the task. (A task that main returns would be awaited by `run`.) */
+function* ends(coro: Coroutine<unknown>): Coroutine {
+  yield* cancelledTask(coro);
+}
+
+/** A socket whose other end is the test. */
+class Pipe extends FakeSocket implements SocketLike {
+  arrived: number[] = [];
+  room = 0;
+  sent: number[] = [];
+
+  arrive(...bytes: number[]): void {
+    this.arrived.push(...bytes);
+    this.ready |= 1;
+  }
+  drain(room: number): void {
+    this.room = room;
+    this.ready |= 2;
+  }
+  recv(maxBytes: number): Uint8Array {
+    const bytes = this.arrived.splice(0, maxBytes);
+    if (this.arrived.length === 0) this.ready &= ~1;
+    return new Uint8Array(bytes);
+  }
+  recvInto(buffer: Uint8Array): number {
+    const bytes = this.recv(buffer.length);
+    buffer.set(bytes);
+    return bytes.length;
+  }
+  send(data: Uint8Array): number {
+    const taken = data.subarray(0, this.room);
+    this.sent.push(...taken);
+    this.room -= taken.length;
+    if (this.room === 0) this.ready &= ~2;
+    return taken.length;
+  }
+}
+
+// ---- C1 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C1 Cancelled is thrown at an op, with the reason, and nowhere else", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    function* worker(): Coroutine {
+      try {
+        for (;;) {
+          log.push("step");
+          yield* checkpoint();
+        }
+      } catch (error) {
+        assertInstanceOf(error, Cancelled);
+        assertEquals([error.name, error.message, error.reason], ["Cancelled", "Cancelled: no need", "no need"]);
+        log.push("cancelled");
+        throw error;
+      }
+    }
+    const task = loop.createTask(worker());
+    yield* checkpoint();
+    yield* checkpoint();
+    const before = [...log];
+    task.cancel("no need");
+    assertEquals(log, before);
+    yield* task.wait();
+    assertEquals([log.at(-1), task.cancelled, task.done], ["cancelled", true, true]);
+  });
+});
+
+/** The case that return() gets wrong: cleanup that waits, in a coroutine that others have delegated to. */
+for (const depth of [0, 1, 2, 10, 500]) {
+  Deno.test(`C1 waiting cleanup ${depth} delegations deep runs to its end, and nothing after it runs`, async () => {
+    const log: string[] = [];
+    let cleanups = 0;
+    function* cleanup(): Coroutine {
+      yield* sleep(5);
+      yield* checkpoint();
+      cleanups++;
+    }
+    function* nested(level: number): Coroutine {
+      try {
+        if (level === 0) yield* sleep(1e6);
+        else yield* nested(level - 1);
+        log.push("after the wait");
+      } finally {
+        yield* cancelScope(cleanup, { shield: true });
+      }
+      log.push("after the block");
+    }
+    await simulate(function* () {
+      const task = yield* cancelledTask(nested(depth));
+      assertEquals(task.cancelled, true);
+    });
+    assertEquals([cleanups, log], [depth + 1, []]);
+  });
+}
+
+Deno.test("C1 what delegates to the one that cleans up is not resurrected", async () => {
+  const log: string[] = [];
+  function* inner(): Coroutine {
+    try {
+      yield* sleep(1e6);
+    } finally {
+      log.push("inner cleans up");
+      yield* shield(sleep(10));
+      log.push("inner is clean");
+    }
+  }
+  function* outer(): Coroutine {
+    yield* inner();
+    log.push("resurrected");
+    yield* sleep(1);
+    log.push("still alive");
+  }
+  await simulate(() => ends(outer()));
+  assertEquals(log, ["inner cleans up", "inner is clean"]);
+});
+
+Deno.test("C1 cleanup without a shield ends at its first op, and other cleanup goes on", async () => {
+  const log: string[] = [];
+  function* worker(): Coroutine {
+    try {
+      try {
+        yield* sleep(1e6);
+      } finally {
+        log.push("begins");
+        yield* checkpoint();
+        log.push("not reached");
+      }
+    } finally {
+      log.push("outer");
+    }
+  }
+  await simulate(() => ends(worker()));
+  assertEquals(log, ["begins", "outer"]);
+});
+
+Deno.test("C1 using and finally run innermost first, also with cleanup that waits between", async () => {
+  const log: string[] = [];
+  const thing = (name: string) => ({ [Symbol.dispose]: () => void log.push(name) });
+  function* worker(): Coroutine {
+    using _a = thing("a");
+    try {
+      using _b = thing("b");
+      yield* sleep(1e6);
+    } finally {
+      yield* shield(sleep(1));
+      log.push("finally");
+    }
+  }
+  await simulate(() => ends(worker()));
+  assertEquals(log, ["b", "finally", "a"]);
+});
+
+// ---- C2 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C2 each further op in a cancelled scope throws again", async () => {
+  let caught = 0;
+  function* worker(): Coroutine {
+    const sock = new FakeSocket();
+    const ops = [() => sleep(1), checkpoint, () => readWait(sock), () => until(Promise.resolve()), () => sleep(0)];
+    for (const op of [() => sleep(1e6), ...ops]) {
+      try {
+        yield* op();
+      } catch (error) {
+        assertInstanceOf(error, Cancelled);
+        caught++;
+      }
+    }
+    yield* checkpoint();
+  }
+  await simulate(function* () {
+    const task = yield* cancelledTask(worker());
+    assertEquals([caught, task.cancelled], [6, true]);
+  });
+});
+
+Deno.test("C2 a task that swallows its cancellation for ever is given up, reported, and holds up nobody", async () => {
+  const errors: Simulation["errors"] = [];
+  let caught = 0;
+  function* stubborn(): Coroutine {
+    for (;;) {
+      try {
+        yield* sleep(1);
+      } catch {
+        caught++;
+      }
+    }
+  }
+  const beside = await simulate(function* ({ loop }) {
+    const task = loop.createTask(stubborn(), { name: "mule" });
+    let turns = 0;
+    yield* checkpoint();
+    task.cancel();
+    while (!task.done) {
+      yield* checkpoint();
+      turns++;
+    }
+    assertStringIncludes((yield* thrownBy(() => task.join())).message, "1000 times");
+    return turns;
+  }, { errors });
+  assert(caught >= 1000 && caught <= 1001, `caught ${caught}`);
+  assert(beside >= 1000);
+  assertEquals(errors.length, 1);
+  assertStringIncludes((errors[0].error as Error).message, `"mule"`);
+});
+
+Deno.test("C2 a main that swallows its cancellation, or what is left behind it, does not hang run", async () => {
+  const errors: Simulation["errors"] = [];
+  function* stubborn(): Coroutine {
+    for (;;) {
+      try {
+        yield* taskGroup(function* (group) {
+          group.createTask(sleep(1e6));
+          yield* failAfter(1e5, sleep(1e6));
+        });
+      } catch {
+        // Goes on as if nothing had happened.
+      }
+    }
+  }
+  const late = await simulate(function* ({ loop, world }) {
+    loop.createTask(stubborn());
+    yield* sleep(1);
+    return world;
+  }, { errors });
+  assert(late.now() < 1000, `the clock shows ${late.now()}`);
+  assertEquals(errors.length, 1);
+});
+
+Deno.test("C2 a task that was given up leaves no timer, and its loop can be used again", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const task = yield* cancelledTask(cancelScope(function* () {
+      for (;;) {
+        try {
+          yield* sleep(1);
+        } catch {
+          // Goes on.
+        }
+      }
+    }, { timeout: 1e9 }));
+    assertEquals(task.done, true);
+    assertEquals(loop._timers.length, 0);
+    assertEquals([...loop.tasks].length, 1);
+  }, { errors });
+  assertEquals(errors.length, 1);
+});
+
+Deno.test("C2 who catches different cancellations, each of its own scope, is not given up", async () => {
+  await simulate(function* () {
+    for (let i = 0; i < 3000; i++) yield* moveOnAfter(1, sleep(5));
+  });
+});
+
+// ---- C3 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C3 cancel is a request: idempotent, the first reason wins", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(sleep(1e6));
+    yield* checkpoint();
+    task.cancel("first");
+    task.cancel("second");
+    assertEquals([task.done, task.cancelled], [false, false]);
+    yield* task.wait();
+    task.cancel("third");
+    const error = yield* thrownBy(() => task.join());
+    assertEquals(error.cause.reason, "first");
+  });
+});
+
+Deno.test("C3 cancel of an ended task changes nothing", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask((function* () {
+      return 7;
+    })());
+    assertEquals(yield* task.join(), 7);
+    task.cancel();
+    assertEquals([task.cancelled, yield* task.join()], [false, 7]);
+  });
+});
+
+Deno.test("C3 wait waits for the end, cleanup included; any number of tasks may", async () => {
+  await simulate(function* ({ loop, world }) {
+    function* slowly(): Coroutine {
+      try {
+        yield* sleep(1e6);
+      } finally {
+        yield* shield(sleep(100));
+      }
+    }
+    const task = loop.createTask(slowly());
+    yield* checkpoint();
+    const waiters = [loop.createTask(task.wait()), loop.createTask(task.wait())];
+    const early = task.wait(); // Made before the end, and run after it.
+    task.cancel();
+    yield* task.wait();
+    assertEquals([world.now(), task.cancelled], [100, true]);
+    for (const waiter of waiters) yield* waiter.join();
+    yield* early;
+    yield* task.wait();
+    assertEquals(world.now(), 100);
+  });
+});
+
+// ---- C4 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C4 a task that is ready takes the step it is due, and its op delivers what it had", async () => {
+  await simulate(function* ({ loop }) {
+    const lot = new ParkingLot<string>();
+    const settled = Promise.withResolvers<string>();
+    const waits: Record<string, [wait: () => Coroutine<unknown>, end: () => void]> = {
+      park: [() => park(lot), () => void lot.unpark("there")],
+      until: [() => until({ then: (resolve: any) => settled.promise.then(resolve) } as any), () => {}],
+      checkpoint: [checkpoint, () => {}],
+    };
+    for (const [name, [wait, end]] of Object.entries(waits)) {
+      const log: unknown[] = [];
+      function* worker(): Coroutine {
+        log.push(yield* wait());
+        try {
+          yield* checkpoint();
+        } catch (error) {
+          log.push((error as Error).name);
+          throw error;
+        }
+      }
+      const task = loop.createTask(worker());
+      yield* checkpoint();
+      if (name === "until") {
+        // Cancelled by the same settling, after the task was woken by it.
+        yield* checkpoint();
+        settled.promise.then(() => {}).then(() => {}).then(() => {}).then(() => task.cancel());
+        settled.resolve("there");
+      } else {
+        end();
+        task.cancel();
+      }
+      yield* task.wait();
+      assertEquals(log, [name === "checkpoint" ? undefined : "there", "Cancelled"], name);
+    }
+  });
+});
+
+Deno.test("C4 a socket that is ready, or a time that is up, in the turn of the cancel counts", async () => {
+  await simulate(function* ({ loop, world }) {
+    for (const how of ["socket", "timer"]) {
+      const log: string[] = [];
+      const sock = new FakeSocket();
+      const lot = new ParkingLot();
+      // Wakes first in the same band, and cancels the task that was woken with it.
+      function* canceller(): Coroutine {
+        if (how === "socket") yield* readWait(sock);
+        else yield* sleep(5);
+        task.cancel();
+      }
+      const other = new FakeSocket();
+      function* worker(): Coroutine {
+        if (how === "socket") yield* readWait(other);
+        else yield* sleep(5);
+        log.push("there");
+        yield* park(lot);
+      }
+      const first = loop.createTask(canceller());
+      const task: Task = loop.createTask(worker());
+      yield* checkpoint();
+      yield* checkpoint();
+      sock.ready = other.ready = 1;
+      if (how === "timer") world.hold(5);
+      yield* first.join();
+      yield* task.wait();
+      assertEquals([log, task.cancelled, lot.length], [["there"], true, 0]);
+    }
+  });
+});
+
+// ---- C5 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C5 who cancels itself goes on to its next op", async () => {
+  const log: string[] = [];
+  await simulate(function* ({ loop }) {
+    function* worker(): Coroutine {
+      currentTask().cancel("myself");
+      log.push("goes on");
+      try {
+        yield* checkpoint();
+      } catch (error) {
+        log.push((error as Cancelled).reason as string);
+        throw error;
+      }
+    }
+    const task = loop.createTask(worker());
+    yield* task.wait();
+    assertEquals([log, task.cancelled], [["goes on", "myself"], true]);
+  });
+});
+
+Deno.test("C5 who cancels itself and has no op to come ends with its value", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask((function* (): Coroutine<number> {
+      currentTask().cancel();
+      return 1;
+    })());
+    assertEquals([yield* task.join(), task.cancelled], [1, false]);
+  });
+});
+
+Deno.test("C5 a task that is cancelled before its first step starts, and releases what it owns", async () => {
+  const log: string[] = [];
+  await simulate(function* ({ loop }) {
+    const sock = { [Symbol.dispose]: () => void log.push("closed") };
+    function* handler(): Coroutine {
+      using _sock = sock;
+      log.push("started");
+      yield* sleep(1e6);
+      log.push("not reached");
+    }
+    const task = loop.createTask(handler());
+    task.cancel("at once");
+    yield* task.wait();
+    assertEquals(task.cancelled, true);
+  });
+  assertEquals(log, ["started", "closed"]);
+});
+
+Deno.test("C5 a task that is cancelled before its first step begins no wait", async () => {
+  await simulate(function* ({ loop }) {
+    let called = false;
+    const task = loop.createTask(until(() => {
+      called = true;
+      return Promise.resolve();
+    }));
+    task.cancel();
+    yield* task.wait();
+    assertEquals(called, false);
+  });
+});
+
+// ---- C6 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C6 a cancelled waiter leaves the lot at once, from any place in it", async () => {
+  for (const gone of [[0], [1], [2], [0, 1], [1, 2], [0, 2], [2, 0], [0, 1, 2]]) {
+    await simulate(function* ({ loop }) {
+      const lot = new ParkingLot<number>();
+      const tasks = [0, 1, 2].map(() => loop.createTask(park(lot)));
+      yield* checkpoint();
+      for (const i of gone) {
+        tasks[i].cancel();
+        // At once: before it has taken a step.
+        assertEquals(lot.length, 3 - gone.indexOf(i) - 1);
+      }
+      const rest = [0, 1, 2].filter((i) => !gone.includes(i));
+      for (const i of rest) assertStrictEquals(lot.unpark(i), tasks[i]);
+      assertEquals(lot.unpark(9), null);
+      for (const i of rest) assertEquals(yield* tasks[i].join(), i);
+    });
+  }
+});
+
+Deno.test("C6 the next wake goes to the next waiter: lock, semaphore, condition, queue, event", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    function* says(name: string, wait: () => Coroutine<unknown>): Coroutine {
+      yield* wait();
+      log.push(name);
+    }
+    /** Two tasks wait, the first is cancelled, `wake` is for the second, at once. */
+    function* next(what: string, wait: () => Coroutine<unknown>, wake: () => void): Coroutine {
+      const [first, second] = [1, 2].map((n) => loop.createTask(says(`${what} ${n}`, wait)));
+      for (let i = 0; i < 3; i++) yield* checkpoint();
+      first.cancel();
+      wake();
+      yield* first.wait();
+      yield* second.join();
+      assertEquals([first.cancelled, second.cancelled], [true, false]);
+    }
+    const lock = new Lock();
+    yield* lock.acquire();
+    yield* next("lock", () => lock.acquire(), () => lock.release());
+    const semaphore = new Semaphore(1);
+    yield* semaphore.acquire();
+    yield* next("semaphore", () => semaphore.acquire(), () => semaphore.release());
+    const condition = new Condition();
+    function* waitOn(): Coroutine {
+      using _guard = yield* condition.acquire();
+      yield* condition.wait();
+    }
+    function* notify(): Coroutine {
+      using _guard = yield* condition.acquire();
+      condition.notify();
+    }
+    yield* next("condition", waitOn, () => loop.createTask(notify()));
+    const queue = new Queue<number>();
+    yield* next("queue", () => queue.get(), () => queue.putNowait(1));
+    const event = new Event();
+    yield* next("event", () => event.wait(), () => event.set());
+    assertEquals(log, ["lock 2", "semaphore 2", "condition 2", "queue 2", "event 2"]);
+  });
+});
+
+Deno.test("C6 a cancelled wait for a socket or a timer is gone at once", async () => {
+  await simulate(function* ({ loop, world }) {
+    const sock = new FakeSocket();
+    for (const wait of [() => readWait(sock), () => writeWait(sock), () => sleep(1e6)]) {
+      const task = loop.createTask(wait());
+      yield* checkpoint();
+      assertEquals(world.keys.size + loop._timers.length, 1);
+      task.cancel();
+      assertEquals(world.keys.size + loop._timers.length, 0);
+      yield* task.wait();
+    }
+  });
+});
+
+// ---- C7 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C7 a cancelled sockRecv leaves the bytes to the next reader, in the simulated world", async () => {
+  await simulate(function* ({ loop }) {
+    const pipe = new Pipe();
+    const task = loop.createTask(loop.sockRecv(pipe, 10));
+    yield* checkpoint();
+    task.cancel();
+    pipe.arrive(1, 2, 3);
+    yield* task.wait();
+    assertEquals(task.cancelled, true);
+    assertEquals(yield* loop.sockRecv(pipe, 10), new Uint8Array([1, 2, 3]));
+  });
+});
+
+Deno.test("C7 a sockRecv that has its bytes already delivers them though it is cancelled", async () => {
+  await simulate(function* ({ loop }) {
+    const [pipe, signal] = [new Pipe(), new FakeSocket()];
+    function* canceller(): Coroutine {
+      yield* readWait(signal);
+      task.cancel();
+    }
+    loop.createTask(canceller());
+    const task: Task<Uint8Array> = loop.createTask(loop.sockRecv(pipe, 10));
+    yield* checkpoint();
+    yield* checkpoint();
+    pipe.arrive(1, 2);
+    signal.ready = 1;
+    assertEquals(yield* task.join(), new Uint8Array([1, 2]));
+  });
+});
+
+Deno.test("C7 a cancelled sockSendall tells exactly how many bytes were handed over", async () => {
+  for (const rooms of [[], [1], [3, 4], [2, 2, 2, 2], [9]]) {
+    await simulate(function* ({ loop }) {
+      const pipe = new Pipe();
+      const data = new Uint8Array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+      const task = loop.createTask(loop.sockSendall(pipe, data));
+      let sent = 0;
+      for (const room of rooms) {
+        pipe.drain(room);
+        sent += room;
+        while (pipe.sent.length < sent) yield* checkpoint();
+      }
+      yield* checkpoint();
+      task.cancel();
+      const error = yield* thrownBy(() => task.join());
+      assertEquals(error.cause.bytesSent, sent);
+      assertEquals(pipe.sent, [...data.subarray(0, sent)]);
+    });
+  }
+});
+
+Deno.test("C7 a sockSendall that timed out or was cancelled before its first op says 0", async () => {
+  await simulate(function* ({ loop }) {
+    const pipe = new Pipe();
+    const task = loop.createTask(loop.sockSendall(pipe, new Uint8Array(5)));
+    task.cancel();
+    assertEquals((yield* thrownBy(() => task.join())).cause.bytesSent, 0);
+    yield* cancelScope(function* () {
+      const error = yield* thrownBy(() => loop.sockSendall(pipe, new Uint8Array(5)));
+      assertEquals(error.bytesSent, 0);
+      throw error;
+    }, { timeout: 5 });
+  });
+});
+
+Deno.test("C7 a cancelled get leaves the item, a cancelled acquire holds nothing", async () => {
+  await simulate(function* () {
+    const queue = new Queue<string>();
+    yield* cancelledTask(queue.get());
+    queue.putNowait("item");
+    assertEquals(yield* queue.get(), "item");
+    const bounded = new Queue<string>(1);
+    bounded.putNowait("first");
+    yield* cancelledTask(bounded.put("never"));
+    assertEquals([yield* bounded.get(), bounded.size], ["first", 0]);
+    const lock = new Lock();
+    yield* lock.acquire();
+    yield* cancelledTask(lock.acquire());
+    lock.release();
+    assertEquals(lock.locked, false);
+    const semaphore = new Semaphore(2);
+    yield* semaphore.acquire();
+    yield* semaphore.acquire();
+    yield* cancelledTask(semaphore.acquire());
+    semaphore.release();
+    semaphore.release();
+    assertEquals(semaphore.value, 2);
+  });
+});
+
+Deno.test("C7 a lock that was handed over as its taker was cancelled is not lost", async () => {
+  for (const order of ["release, cancel", "cancel, release"]) {
+    await simulate(function* ({ loop }) {
+      const lock = new Lock();
+      const queue = new Queue<number>();
+      const guard = yield* lock.acquire();
+      function* taker(): Coroutine {
+        using _guard = yield* lock.acquire();
+        yield* sleep(1);
+      }
+      const task = loop.createTask(taker());
+      const getter = loop.createTask(queue.get());
+      yield* checkpoint();
+      yield* checkpoint();
+      if (order === "cancel, release") [task, getter].map((t) => t.cancel());
+      guard[Symbol.dispose]();
+      queue.putNowait(1);
+      if (order === "release, cancel") [task, getter].map((t) => t.cancel());
+      yield* task.wait();
+      yield* getter.wait();
+      assertEquals(lock.locked, false);
+      // Either the getter has the item, or the queue.
+      assertEquals(queue.size + (getter.cancelled ? 0 : 1), 1);
+    });
+  }
+});
+
+// ---- C8 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C8 a shield hides outer scopes only, and the cancel comes at the first op after it", async () => {
+  const log: string[] = [];
+  function* worker(): Coroutine {
+    yield* shield((function* () {
+      yield* sleep(50);
+      log.push("slept in peace");
+      yield* checkpoint();
+    })());
+    log.push("left the shield");
+    yield* checkpoint();
+    log.push("not reached");
+  }
+  await simulate(function* ({ world }) {
+    const task = yield* cancelledTask(worker());
+    assertEquals([task.cancelled, world.now()], [true, 50]);
+  });
+  assertEquals(log, ["slept in peace", "left the shield"]);
+});
+
+Deno.test("C8 own timeouts inside a shield still fire, before and after the cancel", async () => {
+  await simulate(function* ({ world }) {
+    const log: unknown[] = [];
+    function* worker(): Coroutine {
+      yield* shield((function* () {
+        log.push(yield* moveOnAfter(20, sleep(100)), world.now());
+        log.push((yield* thrownBy(() => failAfter(20, sleep(100)))) instanceof TimeoutError, world.now());
+      })());
+    }
+    const task = yield* cancelledTask(worker());
+    assertEquals([log, task.cancelled], [[undefined, 20, true, 40], false]);
+  });
+});
+
+Deno.test("C8 nested shields restore each other", async () => {
+  const log: string[] = [];
+  function* worker(): Coroutine {
+    yield* shield((function* () {
+      yield* shield(sleep(5));
+      yield* checkpoint();
+      log.push("the outer one still holds");
+    })());
+    yield* checkpoint();
+    log.push("not reached");
+  }
+  await simulate(function* () {
+    const task = yield* cancelledTask(worker());
+    assertEquals(task.cancelled, true);
+  });
+  assertEquals(log, ["the outer one still holds"]);
+});
+
+Deno.test("C8 a scope between two shields is hidden from the outside, not from the inside", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    let between: CancelScope | undefined;
+    function* worker(): Coroutine {
+      yield* shield((function* () {
+        yield* cancelScope(function* (scope) {
+          between = scope;
+          yield* sleep(1e6);
+        });
+        log.push(`between: ${between!.cancelledCaught}`);
+      })());
+      yield* checkpoint();
+    }
+    const task = loop.createTask(worker());
+    yield* checkpoint();
+    yield* checkpoint();
+    task.cancel();
+    yield* sleep(5);
+    assertEquals(log, []);
+    between!.cancel();
+    yield* task.wait();
+    assertEquals([log, task.cancelled], [["between: true"], true]);
+  });
+});
+
+Deno.test("C8 lifting a shield delivers at once, raising one hides at once", async () => {
+  await simulate(function* ({ loop, world }) {
+    let scope: CancelScope | undefined;
+    function* worker(): Coroutine {
+      yield* cancelScope(function* (own) {
+        scope = own;
+        yield* sleep(1000);
+      }, { shield: true });
+    }
+    const task = loop.createTask(worker());
+    yield* checkpoint();
+    task.cancel();
+    yield* sleep(10);
+    assertEquals(task.done, false);
+    scope!.shield = false;
+    yield* task.wait();
+    assertEquals([task.cancelled, world.now()], [true, 10]);
+
+    yield* cancelScope(function* (outer) {
+      yield* cancelScope(function* (inner) {
+        outer.cancel();
+        inner.shield = true;
+        yield* checkpoint();
+        inner.shield = false;
+        assertInstanceOf(yield* thrownBy(checkpoint), Cancelled);
+        inner.shield = true;
+        yield* checkpoint();
+      });
+    });
+  });
+});
+
+Deno.test("C8 shield with a timeout bounds cleanup", async () => {
+  await simulate(function* ({ world }) {
+    const log: unknown[] = [];
+    function* worker(): Coroutine {
+      try {
+        yield* sleep(1e6);
+      } finally {
+        log.push(yield* shield(sleep(1e6), { timeout: 30 }), world.now());
+      }
+    }
+    const task = yield* cancelledTask(worker());
+    assertEquals([log, task.cancelled], [[undefined, 30], true]);
+  });
+});
+
+// ---- C9 ----------------------------------------------------------------------------------------------------------
+
+Deno.test("C9 a scope absorbs its own Cancelled, and says so", async () => {
+  await simulate(function* () {
+    let scope!: CancelScope;
+    const result = yield* cancelScope(function* (own) {
+      scope = own;
+      assertEquals([own.cancelCalled, own.cancelledCaught], [false, false]);
+      own.cancel("enough");
+      assertEquals([own.cancelCalled, own.cancelledCaught], [true, false]);
+      yield* checkpoint();
+      return "not reached";
+    });
+    assertEquals([result, scope.cancelCalled, scope.cancelledCaught], [undefined, true, true]);
+    yield* checkpoint();
+  });
+});
+
+Deno.test("C9 of nested scopes each catches its own", async () => {
+  for (const which of [0, 1, 2]) {
+    await simulate(function* () {
+      const scopes: CancelScope[] = [];
+      function* level(n: number): Coroutine {
+        yield* cancelScope(function* (own) {
+          scopes[n] = own;
+          if (n < 2) yield* level(n + 1);
+          else scopes[which].cancel();
+          yield* checkpoint();
+        });
+      }
+      yield* level(0);
+      assertEquals(scopes.map((scope) => scope.cancelledCaught), [0, 1, 2].map((n) => n === which));
+    });
+  }
+});
+
+Deno.test("C9 the Cancelled of an outer scope passes through, also one that came while the inner was unwinding", async () => {
+  await simulate(function* () {
+    const log: string[] = [];
+    yield* cancelScope(function* (outer) {
+      yield* cancelScope(function* (inner) {
+        try {
+          inner.cancel();
+          yield* checkpoint();
+        } finally {
+          outer.cancel();
+        }
+      });
+      log.push("the inner one has caught its own");
+      yield* checkpoint();
+      log.push("not reached");
+    });
+    assertEquals(log, ["the inner one has caught its own"]);
+  });
+});
+
+Deno.test("C9 a cancelled scope left without an op delivers nothing later", async () => {
+  await simulate(function* () {
+    let scope!: CancelScope;
+    const result = yield* cancelScope(function* (own) {
+      scope = own;
+      own.cancel();
+      return "value";
+    });
+    yield* checkpoint();
+    yield* sleep(1);
+    scope.cancel("again");
+    yield* sleep(1);
+    assertEquals([result, scope.cancelCalled, scope.cancelledCaught], ["value", true, false]);
+  });
+});
+
+Deno.test("C9 a scope whose block ended by an error of its own has caught nothing", async () => {
+  await simulate(function* () {
+    let scope!: CancelScope;
+    const error = new Error("own");
+    const thrown = yield* thrownBy(() =>
+      cancelScope(function* (own) {
+        scope = own;
+        own.cancel();
+        try {
+          yield* checkpoint();
+        } catch {
+          throw error;
+        }
+      })
+    );
+    assertStrictEquals(thrown, error);
+    assertEquals(scope.cancelledCaught, false);
+  });
+});
+
+Deno.test("C9 a Cancelled from elsewhere is an error like any other", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    let kept: unknown;
+    yield* cancelScope(function* (scope) {
+      scope.cancel("kept");
+      kept = yield* thrownBy(checkpoint);
+      throw kept;
+    });
+    const task = loop.createTask((function* (): Coroutine {
+      throw kept;
+    })());
+    yield* task.wait();
+    assertEquals([task.cancelled, task.error], [false, kept]);
+    assertInstanceOf(yield* thrownBy(() => task.join()), TaskError);
+  }, { errors });
+  assertEquals(errors.length, 1);
+});
+
+Deno.test("C9 a scope that ends restores the task's, and refuses tasks from then on", async () => {
+  await simulate(function* ({ loop }) {
+    let scope!: CancelScope;
+    yield* cancelScope(function* (own) {
+      scope = own;
+      yield* checkpoint();
+    });
+    assertThrows(() => loop.createTask(sleep(1), { scope }), Error, "its block has ended");
+    yield* checkpoint();
+  });
+});
+
+Deno.test("C9 a deadline that is none is refused where it was written, and leaves nothing behind", async () => {
+  await simulate(function* ({ loop }) {
+    function* body(): Coroutine {}
+    for (const timeout of [-1, NaN, "1"] as number[]) assertThrows(() => cancelScope(body, { timeout }), RangeError);
+    assertThrows(() => cancelScope(body, { deadline: NaN }), RangeError);
+    yield* cancelScope(function* (scope) {
+      assertThrows(() => scope.deadline = NaN, RangeError);
+      yield* checkpoint();
+    });
+    assertEquals(loop._timers.length, 0);
+  });
+});
+
+// ---- C10 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("C10 an error thrown by cleanup is the outcome, names the Cancelled as its cause, and is reported once", async () => {
+  const errors: Simulation["errors"] = [];
+  const error = new Error("cleanup failed");
+  await simulate(function* () {
+    function* worker(): Coroutine {
+      try {
+        yield* sleep(1e6);
+      } catch {
+        throw error;
+      }
+    }
+    const task = yield* cancelledTask(worker(), "why");
+    assertEquals(task.cancelled, false);
+    assertStrictEquals(yield* thrownBy(() => task.join()), error);
+    assertInstanceOf(error.cause, Cancelled);
+    assertEquals(error.cause.reason, "why");
+    yield* sleep(1);
+  }, { errors });
+  assertEquals(errors.map((e) => e.error), [error]);
+});
+
+Deno.test("C10 an error keeps the cause it has; what is no error, or frozen, stays as it is", async () => {
+  const cause = new Error("a cause of its own");
+  for (const thrown of [new Error("x", { cause }), Object.freeze(new Error("frozen")), "a string", 0]) {
+    const errors: Simulation["errors"] = [];
+    await simulate(function* () {
+      const task = yield* cancelledTask((function* (): Coroutine {
+        try {
+          yield* sleep(1e6);
+        } catch {
+          throw thrown;
+        }
+      })());
+      assertStrictEquals(yield* thrownBy(() => task.join()), thrown);
+    }, { errors });
+    assertEquals(errors.length, 1);
+    if (thrown instanceof Error && thrown.message === "x") assertStrictEquals(thrown.cause, cause);
+  }
+});
+
+Deno.test("C10 an error that no cancellation led to gets no cause", async () => {
+  const errors: Simulation["errors"] = [];
+  const error = new Error("before any op");
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask((function* (): Coroutine {
+      throw error;
+    })());
+    task.cancel();
+    yield* task.wait();
+  }, { errors });
+  assertEquals("cause" in error, false);
+  assertEquals(errors.length, 1);
+});
+
+Deno.test("C10 an error of shielded cleanup is the outcome, too, and later cleanup still runs", async () => {
+  const errors: Simulation["errors"] = [];
+  const log: string[] = [];
+  await simulate(function* () {
+    function* worker(): Coroutine {
+      try {
+        try {
+          yield* sleep(1e6);
+        } finally {
+          yield* shield((function* () {
+            yield* sleep(1);
+            throw new Error("inner cleanup");
+          })());
+        }
+      } finally {
+        yield* shield(sleep(1));
+        log.push("outer cleanup");
+      }
+    }
+    const task = yield* cancelledTask(worker());
+    assertEquals((task.error as Error).message, "inner cleanup");
+    assertInstanceOf((task.error as Error).cause, Cancelled);
+  }, { errors });
+  assertEquals([log, errors.length], [["outer cleanup"], 1]);
+});
+
+// ---- C11 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("C11 join of a cancelled task throws TaskError with the Cancelled as cause", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(sleep(1e6), { name: "sleeper" });
+    yield* checkpoint();
+    task.cancel("tired");
+    for (const when of ["before its end", "after it"]) {
+      const error = yield* thrownBy(() => task.join());
+      assertInstanceOf(error, TaskError, when);
+      assertInstanceOf(error.cause, Cancelled);
+      assertEquals(error.cause.reason, "tired");
+      assertStringIncludes(error.message, "sleeper");
+    }
+    const other = loop.createTask(task.join());
+    assertInstanceOf(yield* thrownBy(() => other.join()), TaskError);
+    assertEquals(other.cancelled, false);
+  });
+});
+
+Deno.test("C11 a joiner that is cancelled itself gets Cancelled, and the task it joined runs on", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask((function* () {
+      yield* sleep(10);
+      return "done";
+    })());
+    const joiner = yield* cancelledTask(task.join());
+    assertEquals([joiner.cancelled, task.done], [true, false]);
+    assertEquals(yield* task.join(), "done");
+  });
+});
+
+// ---- Many at once ------------------------------------------------------------------------------------------------
+
+Deno.test("C3 a tree of tasks far deeper than the stack is cancelled as one, and leaves nothing behind", async () => {
+  const DEPTH = 5000;
+  await simulate(function* ({ loop, world }) {
+    let scope!: CancelScope;
+    function* level(n: number): Coroutine {
+      if (n === 0) return yield* sleep(1e9);
+      yield* taskGroup(function* (group) {
+        group.createTask(level(n - 1));
+        yield* sleep(1e9);
+      });
+    }
+    const root = loop.createTask(cancelScope(function* (own) {
+      scope = own;
+      yield* level(DEPTH);
+    }));
+    yield* sleep(1);
+    for (let i = 0; i < 3 * DEPTH; i++) yield* checkpoint();
+    assertEquals([...loop.tasks].length, DEPTH + 2);
+    scope.deadline = 100;
+    yield* root.join();
+    assertEquals([[...loop.tasks].length, world.now(), scope.cancelledCaught], [1, 100, true]);
+    assertEquals(loop._timers.length, 0);
+  });
+});
+
+Deno.test("C2 a raw yield is a place to be cancelled like any other", async () => {
+  await simulate(function* () {
+    const task = yield* cancelledTask((function* (): Coroutine {
+      yield ["sleep", 1e6] as Op;
+    })());
+    assertEquals(task.cancelled, true);
+  });
+});
