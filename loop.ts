@@ -331,7 +331,7 @@ export class Cancelled extends Error {
   readonly reason: unknown;
   /** How many bytes a cancelled `sockSendall` had handed over. */
   bytesSent?: number;
-  /** The scope that catches it. @internal */
+  /** @internal The scope that catches it. */
   readonly _scope: CancelScope | null;
 
   /** Made by the kernel; programs catch it. */
@@ -650,7 +650,7 @@ export class CancelScope {
   #left = false;
   readonly #loop: Loop;
 
-  /** The task that entered the scope, and whose ops it interrupts; null for the root. @internal */
+  /** @internal The task that entered the scope, and whose ops it interrupts; null for the root. */
   readonly _task: Task<any> | null;
   /**
    * Discussion: at each op the kernel must know whether the task is cancelled, in constant time. So the answer is
@@ -658,16 +658,16 @@ export class CancelScope {
    * that no shield hides. (Outermost, so that an inner timeout does not claim what an outer one did.) @internal
    */
   _cancelledBy: CancelScope | null = null;
-  /** Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. @internal */
+  /** @internal Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. */
   _timed = false;
-  /** The tree. @internal */
+  /** @internal The tree. */
   _parent: CancelScope | null;
   #first: CancelScope | null = null;
   #last: CancelScope | null = null;
   #next: CancelScope | null = null;
   #previous: CancelScope | null = null;
 
-  /** Made by the kernel; programs use {@linkcode cancelScope}. @internal */
+  /** @internal Made by the kernel; programs use {@linkcode cancelScope}. */
   constructor(loop: Loop, task: Task<any> | null, parent: CancelScope | null, shield = false) {
     this.#loop = loop;
     this._task = task;
@@ -735,7 +735,7 @@ export class CancelScope {
     }
   }
 
-  /** Cancels what is past its deadline, from here outward. @internal */
+  /** @internal Cancels what is past its deadline, from here outward. */
   _expire(now: number): void {
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
@@ -743,7 +743,7 @@ export class CancelScope {
     }
   }
 
-  /** This scope and all below, in the order they were made. @internal */
+  /** @internal This scope and all below, in the order they were made. */
   *_walk(): Generator<CancelScope, void, void> {
     // deno-lint-ignore no-this-alias -- a walk through the tree starts here
     let scope: CancelScope = this;
@@ -759,7 +759,7 @@ export class CancelScope {
     }
   }
 
-  /** The block has been left. @internal */
+  /** @internal The block has been left. */
   _leave(): void {
     this.#left = true;
     if (this.#timer) this.#loop._timers.remove(this.#timer);
@@ -779,7 +779,7 @@ export class CancelScope {
     if (parent.#left && !parent.#first) parent.#unlink();
   }
 
-  /** Whether `outer` is this scope or one around it. @internal */
+  /** @internal Whether `outer` is this scope or one around it. */
   _isIn(outer: CancelScope | null): boolean {
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     let scope: CancelScope | null = this;
@@ -787,18 +787,18 @@ export class CancelScope {
     return scope !== null;
   }
 
-  /** Says so if no task of `loop` can be started in here, or none any more. @internal */
+  /** @internal Says so if no task of `loop` can be started in here, or none any more. */
   _check(loop: Loop): void {
     if (this.#loop !== loop) throw new Error("Cannot create a task in this scope: it is in another loop");
     if (this.#left) throw new Error("Cannot create a task in this scope: its block has ended");
   }
 
-  /** What the task is thrown. @internal */
+  /** @internal What the task is thrown. */
   _error(): Cancelled {
     return new Cancelled(this.#reason, this);
   }
 
-  /** Whether `error` is this scope's own cancellation, which ends here. @internal */
+  /** @internal Whether `error` is this scope's own cancellation, which ends here. */
   _catches(error: unknown): boolean {
     return this.#cancelledCaught = error instanceof Cancelled && error._scope === this;
   }
@@ -857,10 +857,14 @@ function* inScope<T>(
     if (scope._catches(error)) return undefined;
     throw error;
   } finally {
-    if (task._scope !== scope) throw new Error(`Cannot leave a cancel scope of ${task}: it is not the innermost one`);
-    task._scope = scope._parent!;
-    scope._leave();
+    leaveScope(task, scope);
   }
+}
+
+function leaveScope(task: Task<any>, scope: CancelScope): void {
+  if (task._scope !== scope) throw new Error(`Cannot leave a cancel scope of ${task}: it is not the innermost one`);
+  task._scope = scope._parent!;
+  scope._leave();
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -883,31 +887,31 @@ export class Task<T = any> implements PromiseLike<T> {
   readonly loop: Loop;
   readonly #name: string | undefined;
 
-  /** The coroutine; null once it has ended. @internal */
+  /** @internal The coroutine; null once it has ended. */
   _coro: Coroutine<T> | null;
-  /** What it waits for. @internal */
+  /** @internal What it waits for. */
   _op: Op | null = null;
-  /** What its next step is given, or thrown; when it has ended, its value or error. @internal */
+  /** @internal What its next step is given, or thrown; when it has ended, its value or error. */
   _value: any = undefined;
-  /** Whether `_value` is thrown. @internal */
+  /** @internal Whether `_value` is thrown. */
   _throws = false;
-  /** The scope that interrupted the op it waited on. @internal */
+  /** @internal The scope that interrupted the op it waited on. */
   _interruptedBy: CancelScope | null = null;
-  /** The scope it was born with, and the innermost one it is in. @internal */
+  /** @internal The scope it was born with, and the innermost one it is in. */
   readonly _base: CancelScope;
   /** @internal */
   _scope: CancelScope;
-  /** Its place in a `ParkingLot`. @internal */
+  /** @internal Its place in a `ParkingLot`. */
   _previous: Task<any> | null = null;
   /** @internal */
   _next: Task<any> | null = null;
-  /** What its op needs to be taken back: a timer, or the token of an `until`. @internal */
+  /** @internal What its op needs to be taken back: a timer, or the token of an `until`. */
   _pending: unknown = null;
-  /** Task locals, shared with the parent until one of them sets one. @internal */
+  /** @internal Task locals, shared with the parent until one of them sets one. */
   _locals: ReadonlyMap<unknown, unknown> | null = null;
-  /** Whether somebody is there to take its outcome. @internal */
+  /** @internal Whether somebody is there to take its outcome. */
   _watchers = 0;
-  /** Whether `onError` was told of its error. @internal */
+  /** @internal Whether `onError` was told of its error. */
   _reported = false;
 
   #lastCancelled: Cancelled | null = null;
@@ -917,7 +921,7 @@ export class Task<T = any> implements PromiseLike<T> {
   #callbacks: ((task: Task<T>) => void)[] | null = null;
   #promise: Promise<T> | null = null;
 
-  /** Made by {@linkcode Loop.createTask}. @internal */
+  /** @internal Made by {@linkcode Loop.createTask}. */
   constructor(loop: Loop, id: number, coro: Coroutine<T>, name: string | undefined, scope: CancelScope) {
     this.loop = loop;
     this.id = id;
@@ -1020,7 +1024,7 @@ export class Task<T = any> implements PromiseLike<T> {
     return this.#name === undefined ? `task ${this.id}` : `task ${this.id} "${this.#name}"`;
   }
 
-  /** Runs the coroutine to its next op. @internal */
+  /** @internal Runs the coroutine to its next op. */
   _step(): IteratorResult<Op, T> {
     const coro = this._coro!;
     if (this._interruptedBy) return coro.throw(this.#cancellation());
@@ -1039,12 +1043,12 @@ export class Task<T = any> implements PromiseLike<T> {
     return this.#lastCancelled = by._error();
   }
 
-  /** Whether it will not stop catching `Cancelled`. @internal */
+  /** @internal Whether it will not stop catching `Cancelled`. */
   get _swallows(): boolean {
     return this.#swallowed >= SWALLOWED_MAX;
   }
 
-  /** It has ended, with a value or an error. Returns whether that is an error nobody is there to take. @internal */
+  /** @internal It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
   _end(value: unknown, threw: boolean): boolean {
     if (threw && this._base._cancelledBy) blame(value, this.#lastCancelled);
     if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
@@ -1191,7 +1195,7 @@ export class Loop {
   #current: Task<any> | null = null;
   #nextId = 1;
   #live = 0;
-  /** How many tasks are parked: they wait for another task, and for nothing else. @internal */
+  /** @internal How many tasks are parked: they wait for another task, and for nothing else. */
   _parked = 0;
   /** Tasks that failed in this turn; who has no one to take the error is reported when the turn ends. */
   #failed: Task<any>[] = [];
@@ -1600,12 +1604,12 @@ export class Loop {
     if (this.#asleep) this.#wakeup();
   }
 
-  /** A task was made, or is unparked: remember it if that was done outside the loop. @internal */
+  /** @internal A task was made, or is unparked: remember it if that was done outside the loop. */
   _noteOrigin(): void {
     if (running !== this) this.#fedFromOutside = true;
   }
 
-  /** Takes back the op that `task` waits on, if it does, and makes it ready to be thrown `Cancelled`. @internal */
+  /** @internal Takes back the op that `task` waits on, if it does, and makes it ready to be thrown `Cancelled`. */
   _interrupt(task: Task<any>, by: CancelScope): void {
     const op = task._op;
     if (!op) return; // It takes the step it is due, and hears of it at its next op.
@@ -1644,7 +1648,7 @@ export class Loop {
     }
   }
 
-  /** Somebody does not wait for the outcome of `task` after all. @internal */
+  /** @internal Somebody does not wait for the outcome of `task` after all. */
   _unwatch(task: Task<any>): void {
     task._watchers--;
     if (task.error !== undefined && !task._reported && !this.#failed.includes(task)) this.#failed.push(task);

@@ -71,19 +71,19 @@ let nextId = 1;
 export abstract class Pollable implements Selectable {
   /** A number no other socket of this program has. */
   readonly id: number = nextId++;
-  /** Who watches the read side, and the write side. @internal */
+  /** @internal Who watches the read side, and the write side. */
   _readKey: Key | null = null;
   /** @internal */
   _writeKey: Key | null = null;
 
-  /** Whether it is ready for `event` now. @internal */
+  /** @internal Whether it is ready for `event` now. */
   abstract _ready(event: number): boolean;
-  /** Starts whatever makes it ready for `event`. @internal */
+  /** @internal Starts whatever makes it ready for `event`. */
   abstract _arm(event: number): void;
-  /** Whether it has been closed. @internal */
+  /** @internal Whether it has been closed. */
   abstract readonly _closed: boolean;
 
-  /** To be called when it may have become ready for `event`. @internal */
+  /** @internal To be called when it may have become ready for `event`. */
   _signal(event: number): void {
     const key = event === EVENT_READ ? this._readKey : this._writeKey;
     if (key) key.selector!._signalled(key);
@@ -247,7 +247,7 @@ export class DefaultSelector implements Selector {
     return 0;
   }
 
-  /** `key` may be ready. @internal */
+  /** @internal `key` may be ready. */
   _signalled(key: Key): void {
     if (this.#closed) return;
     if (!key.queued) {
@@ -267,7 +267,7 @@ export class DefaultSelector implements Selector {
     this.#timerDue = Infinity;
   }
 
-  /** Whether it has been closed, and watches nothing any more. @internal */
+  /** @internal Whether it has been closed, and watches nothing any more. */
   get _closed(): boolean {
     return this.#closed;
   }
