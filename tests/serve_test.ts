@@ -1,0 +1,549 @@
+/**
+ * The rules N10 and N12 of `serve`: on a listener in memory in a simulated world, then on real sockets.
+ */
+
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertThrows } from "@std/assert";
+import {
+  type Addr,
+  BusyError,
+  checkpoint,
+  ClosedError,
+  connect,
+  type Coroutine,
+  EVENT_READ,
+  failAfter,
+  listen,
+  Loop,
+  moveOnAfter,
+  readWait,
+  serve,
+  type ServeListener,
+  type ServeOptions,
+  shield,
+  sleep,
+  Stream,
+  type Task,
+  taskGroup,
+  TimeoutError,
+  until,
+} from "../mod.ts";
+import { needs } from "./permissions.ts";
+import { PieceSocket, text } from "./pieces.ts";
+import { FakeSocket, platformTurn, simulate, type Simulation } from "./world.ts";
+
+const ADDR = { transport: "tcp", hostname: "127.0.0.1", port: 1 } as const;
+
+/** A listener whose clients are made by the test. */
+class FakeListener extends FakeSocket implements ServeListener<PieceSocket> {
+  readonly addr = ADDR;
+  closed = false;
+  /** How many connections were taken. */
+  accepted = 0;
+  #queue: (PieceSocket | Error)[] = [];
+
+  /** A client has connected, or `accept` is going to fail. */
+  push(...arrivals: (PieceSocket | Error)[]): void {
+    this.#queue.push(...arrivals);
+    this.ready = EVENT_READ;
+  }
+
+  accept(): [PieceSocket, Addr] {
+    if (this.closed) throw new ClosedError("Cannot accept: the listener is closed");
+    const next = this.#queue.shift();
+    if (!next) throw new Error("accept was called though nobody has come");
+    if (this.#queue.length === 0) this.ready = 0;
+    if (next instanceof Error) throw next;
+    this.accepted++;
+    return [next, { ...ADDR, port: next.id }];
+  }
+
+  close(): void {
+    this.closed = true;
+    this.ready = EVENT_READ;
+  }
+}
+
+function sockets(n: number): PieceSocket[] {
+  return Array.from({ length: n }, () => new PieceSocket());
+}
+
+/** Lets so many turns pass in which no time does. */
+function* turns(n: number): Coroutine {
+  for (let i = 0; i < n; i++) yield* checkpoint();
+}
+
+function forever(): Coroutine {
+  return sleep(1e9);
+}
+
+/** What a task fails with. */
+function* failure(task: Task): Coroutine<unknown> {
+  try {
+    yield* task.join();
+  } catch (error) {
+    return error;
+  }
+}
+
+/** What the tests hand around: a server under way. */
+interface Running {
+  listener: FakeListener;
+  server: Task<void>;
+  reports: { error: unknown; addr?: Addr }[];
+  sim: Simulation;
+}
+
+/** Starts `serve` in a simulated world, then runs `body`. */
+function serving<T>(
+  handler: (sock: PieceSocket, addr: Addr) => Coroutine<unknown>,
+  options: ServeOptions,
+  body: (running: Running) => Coroutine<T>,
+): Promise<T> {
+  return simulate(function* (sim) {
+    const listener = new FakeListener();
+    const reports: Running["reports"] = [];
+    const onError = (error: unknown, addr?: Addr) => void reports.push({ error, addr });
+    const server = sim.loop.createTask(serve(listener, handler, { onError, ...options }));
+    return yield* body({ listener, server, reports, sim });
+  });
+}
+
+// ---- Serving -------------------------------------------------------------------------------------------------------
+
+Deno.test("N12 each connection gets its handler, its address, and is closed when the handler ends", async () => {
+  const seen: number[] = [];
+  const handler = function* (sock: PieceSocket, addr: Addr): Coroutine {
+    seen.push((addr as { port: number }).port);
+    yield* new Stream(sock).write("hello");
+  };
+  await serving(handler, {}, function* ({ listener, server, reports }) {
+    const socks = sockets(3);
+    listener.push(...socks);
+    yield* turns(20);
+    assertEquals(seen, socks.map((sock) => sock.id));
+    assert(socks.every((sock) => sock.closed && sock.output === "hello"));
+    assertEquals(reports, []);
+    assert(!server.done);
+  });
+});
+
+Deno.test("N12 maxConnections holds: the next is accepted when one has ended, and none is lost", async () => {
+  let open = 0;
+  let most = 0;
+  const handler = function* (): Coroutine {
+    most = Math.max(most, ++open);
+    yield* sleep(10);
+    open--;
+  };
+  await serving(handler, { maxConnections: 3 }, function* ({ listener, sim }) {
+    const socks = sockets(20);
+    listener.push(...socks);
+    yield* turns(50);
+    assertEquals(listener.accepted, 3);
+    yield* sleep(100);
+    assertEquals([listener.accepted, most, open], [20, 3, 0]);
+    assert(socks.every((sock) => sock.closed));
+    assertEquals([...sim.loop.tasks].length, 3); // main, the server, its acceptor
+  });
+});
+
+Deno.test("N12 a handler's error closes its connection, reaches onError with the address, and nothing else", async () => {
+  const handler = function* (_sock: PieceSocket, addr: Addr): Coroutine {
+    yield* sleep(1);
+    if ((addr as { port: number }).port === bad.id) throw wrong;
+    yield* forever();
+  };
+  const wrong = new Error("the handler failed");
+  const bad = new PieceSocket();
+  await serving(handler, {}, function* ({ listener, server, reports }) {
+    const good = sockets(2);
+    listener.push(good[0], bad, good[1]);
+    yield* sleep(5);
+    assert(bad.closed && good.every((sock) => !sock.closed));
+    assertEquals(reports, [{ error: wrong, addr: { ...ADDR, port: bad.id } as Addr }]);
+    assert(!server.done);
+  });
+});
+
+Deno.test("N12 without onError a handler's error reaches the loop's own", async () => {
+  const wrong = new Error("the handler failed");
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const server = loop.createTask(serve(listener, function* () {
+      throw wrong;
+    }));
+    listener.push(...sockets(2));
+    yield* turns(10);
+    assert(!server.done);
+  }, { errors });
+  assertEquals(errors.map(({ error }) => error), [wrong, wrong]);
+});
+
+Deno.test("K8 an onError that throws is reported to the loop and does not stop the server", async () => {
+  const errors: Simulation["errors"] = [];
+  const hookError = new Error("the hook failed");
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const onError = () => {
+      throw hookError;
+    };
+    const server = loop.createTask(serve(listener, function* () {
+      throw new Error("the handler failed");
+    }, { onError }));
+    const last = new PieceSocket();
+    listener.push(new PieceSocket(), emfile(), last);
+    yield* sleep(200);
+    assert(last.closed && !server.done);
+  }, { errors });
+  assertEquals(errors.map(({ error }) => error), [hookError, hookError, hookError]);
+});
+
+Deno.test("N12 a handler that is no coroutine function is a clear error, a connection each", async () => {
+  const handler = (async () => {}) as unknown as () => Coroutine;
+  await serving(handler, {}, function* ({ listener, reports }) {
+    const sock = new PieceSocket();
+    listener.push(sock);
+    yield* turns(10);
+    assert(sock.closed);
+    assertInstanceOf(reports[0].error, TypeError);
+    assertEquals(
+      reports[0].error.message,
+      "Cannot serve a connection: the handler must be a function* or return a coroutine",
+    );
+  });
+});
+
+// ---- The end -------------------------------------------------------------------------------------------------------
+
+Deno.test("N12 cancel stops accepting and lets handlers finish, then the server ends cancelled", async () => {
+  const finished: number[] = [];
+  const handler = function* (sock: PieceSocket): Coroutine {
+    yield* sleep(50);
+    finished.push(sock.id);
+  };
+  await serving(handler, { drainTimeout: 100 }, function* ({ listener, server, sim }) {
+    const socks = sockets(3);
+    listener.push(...socks);
+    yield* sleep(10);
+    server.cancel();
+    yield* turns(5);
+    assert(listener.closed, "the listener is closed at once");
+    assert(!server.done && socks.every((sock) => !sock.closed));
+    yield* server.wait();
+    assertEquals(sim.loop.time(), 50);
+    assertEquals(finished, socks.map((sock) => sock.id));
+    assert(server.cancelled && socks.every((sock) => sock.closed));
+  });
+});
+
+Deno.test("N12 handlers that go on longer than drainTimeout are cancelled, and their cleanup is awaited", async () => {
+  const cleaned: number[] = [];
+  const handler = function* (sock: PieceSocket): Coroutine {
+    try {
+      yield* forever();
+    } finally {
+      yield* shield(sleep(20));
+      cleaned.push(sock.id);
+    }
+  };
+  await serving(handler, { drainTimeout: 100 }, function* ({ listener, server, sim, reports }) {
+    const socks = sockets(3);
+    listener.push(...socks);
+    yield* sleep(10);
+    server.cancel();
+    yield* server.wait();
+    assertEquals(sim.loop.time(), 130);
+    assertEquals(cleaned, socks.map((sock) => sock.id));
+    assert(socks.every((sock) => sock.closed));
+    assertEquals(reports, []);
+    assertEquals([...sim.loop.tasks].length, 1);
+  });
+});
+
+Deno.test("N12 drainTimeout 0 cancels at once; the default is a second", async () => {
+  for (const [options, expected] of [[{ drainTimeout: 0 }, 0], [{}, 1000]] as const) {
+    await serving(forever, options, function* ({ listener, server, sim }) {
+      listener.push(new PieceSocket());
+      yield* turns(5);
+      server.cancel();
+      yield* server.wait();
+      assertEquals(sim.loop.time(), expected);
+    });
+  }
+});
+
+Deno.test("N12 cancelled while it waits for room, the server ends like any other", async () => {
+  await serving(forever, { maxConnections: 1, drainTimeout: 5 }, function* ({ listener, server }) {
+    const socks = sockets(2);
+    listener.push(...socks);
+    yield* turns(5);
+    server.cancel();
+    yield* server.wait();
+    assert(server.cancelled && socks[0].closed);
+    assertEquals(listener.accepted, 1);
+  });
+});
+
+Deno.test("N12 a deadline around serve drains, then is a TimeoutError; a group around it is cancelled likewise", async () => {
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    listener.push(new PieceSocket());
+    let error: unknown;
+    try {
+      yield* failAfter(100, serve(listener, forever, { drainTimeout: 50 }));
+    } catch (caught) {
+      error = caught;
+    }
+    assertInstanceOf(error, TimeoutError);
+    assertEquals(loop.time(), 150);
+
+    const other = new FakeListener();
+    other.push(new PieceSocket());
+    yield* taskGroup(function* (group) {
+      group.createTask(serve(other, forever, { drainTimeout: 50 }));
+      yield* sleep(1);
+      group.cancel();
+    });
+    assertEquals(loop.time(), 201);
+    assert(other.closed);
+  });
+});
+
+Deno.test("N12 when the signal aborts the server drains and returns, and forgets the signal", async () => {
+  const controller = new AbortController();
+  let listeners = 0;
+  const { signal } = controller;
+  const add = signal.addEventListener.bind(signal) as (...args: any[]) => void;
+  const remove = signal.removeEventListener.bind(signal) as (...args: any[]) => void;
+  Object.assign(signal, {
+    addEventListener: (...args: any[]) => (listeners++, add(...args)),
+    removeEventListener: (...args: any[]) => (listeners--, remove(...args)),
+  });
+  await serving(() => sleep(50), { signal, drainTimeout: 100 }, function* ({ listener, server, sim }) {
+    const sock = new PieceSocket();
+    listener.push(sock);
+    yield* sleep(10);
+    assertEquals(listeners, 1);
+    controller.abort();
+    yield* server.join();
+    assertEquals(sim.loop.time(), 50);
+    assert(listener.closed && sock.closed);
+    assertEquals(listeners, 0);
+  });
+});
+
+Deno.test("N12 with a signal that has aborted already the server returns without a connection", async () => {
+  const signal = AbortSignal.abort();
+  await serving(forever, { signal }, function* ({ listener, server }) {
+    listener.push(new PieceSocket());
+    yield* server.join();
+    assert(listener.closed);
+    assertEquals(listener.accepted, 0);
+  });
+});
+
+Deno.test("N12 when its listener is closed the server drains and returns", async () => {
+  await serving(() => sleep(50), {}, function* ({ listener, server, sim }) {
+    listener.push(new PieceSocket());
+    yield* sleep(10);
+    listener.close();
+    yield* server.join();
+    assertEquals(sim.loop.time(), 50);
+  });
+});
+
+Deno.test("N12 a handler that will not be cancelled is given up, and its socket closed all the same", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const sock = new PieceSocket();
+    listener.push(sock);
+    const server = loop.createTask(serve(listener, function* () {
+      for (;;) {
+        try {
+          yield* forever();
+        } catch {
+          // It swallows everything.
+        }
+      }
+    }, { drainTimeout: 5 }));
+    yield* sleep(1);
+    server.cancel();
+    yield* server.wait();
+    assert(sock.closed);
+  }, { errors });
+  assertEquals(errors.length, 1);
+});
+
+Deno.test("N12 onListen is told the address once, before anybody is accepted; its error ends the server", async () => {
+  const told: Addr[] = [];
+  await serving(forever, { onListen: (addr) => void told.push(addr) }, function* ({ listener }) {
+    listener.push(new PieceSocket());
+    yield* turns(10);
+    assertEquals(told, [ADDR]);
+  });
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const wrong = new Error("the hook failed");
+    const server = loop.createTask(serve(listener, forever, {
+      onListen: () => {
+        throw wrong;
+      },
+    }));
+    assertEquals(yield* failure(server), wrong);
+    assert(listener.closed);
+  });
+});
+
+// ---- Errors of accept ----------------------------------------------------------------------------------------------
+
+function emfile(): Error {
+  return Object.assign(new Error("Too many open files (os error 24)"), { code: "EMFILE" });
+}
+
+Deno.test("N10 EMFILE in accept is reported, tried again after 100 ms, and nothing else is lost", async () => {
+  const wrong = emfile();
+  await serving(forever, {}, function* ({ listener, reports, sim }) {
+    const socks = sockets(2);
+    listener.push(socks[0], wrong, wrong, socks[1]);
+    yield* turns(10);
+    assertEquals(reports, [{ error: wrong, addr: undefined }]);
+    assertEquals(listener.accepted, 1);
+    yield* sleep(99);
+    assertEquals(reports.length, 1);
+    yield* sleep(99);
+    assertEquals([reports.length, listener.accepted], [2, 1]);
+    yield* sleep(10);
+    assertEquals([reports.length, listener.accepted], [2, 2]);
+    assertEquals(sim.loop.time(), 208);
+    assert(socks.every((sock) => !sock.closed));
+  });
+});
+
+Deno.test("N10 without onError an error of accept reaches the loop's own", async () => {
+  const errors: Simulation["errors"] = [];
+  const wrong = emfile();
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    loop.createTask(serve(listener, forever));
+    listener.push(wrong);
+    yield* sleep(10);
+  }, { errors });
+  assertEquals(errors.map(({ error, task }) => [error, task?.name]), [[wrong, "accept"]]);
+});
+
+Deno.test("N10 cancel ends the back-off", async () => {
+  await serving(forever, {}, function* ({ listener, server, sim }) {
+    listener.push(emfile());
+    yield* sleep(10);
+    server.cancel();
+    yield* server.wait();
+    assertEquals(sim.loop.time(), 10);
+  });
+});
+
+Deno.test("N10 a client that was gone before it was accepted is no error at all", async () => {
+  await serving(forever, {}, function* ({ listener, reports, sim }) {
+    for (const name of ["ConnectionReset", "ConnectionAborted", "NotConnected"]) {
+      listener.push(Object.assign(new Error("gone"), { name }));
+    }
+    listener.push(new PieceSocket());
+    yield* turns(20);
+    assertEquals([listener.accepted, reports.length, sim.loop.time()], [1, 0, 0]);
+  });
+});
+
+Deno.test("N3 N12 a mistake of the program ends the server, which drains before it throws", async () => {
+  await serving(() => sleep(50), {}, function* ({ listener, server, sim, reports }) {
+    const sock = new PieceSocket();
+    const wrong = new BusyError("Cannot wait to accept: another task is already waiting");
+    listener.push(sock, wrong);
+    assertEquals(yield* failure(server), wrong);
+    assertEquals(sim.loop.time(), 50);
+    assert(sock.closed);
+    assertEquals(reports, []);
+  });
+});
+
+Deno.test("options out of range are refused where they are written", () => {
+  const listener = new FakeListener();
+  for (const maxConnections of [0, -1, NaN]) {
+    assertThrows(() => serve(listener, forever, { maxConnections }), RangeError, `${maxConnections}`);
+  }
+  for (const drainTimeout of [-1, NaN]) {
+    assertThrows(() => serve(listener, forever, { drainTimeout }), RangeError, `${drainTimeout}`);
+  }
+});
+
+// ---- Real sockets --------------------------------------------------------------------------------------------------
+
+function* echo(sock: ConstructorParameters<typeof Stream>[0]): Coroutine {
+  const stream = new Stream(sock);
+  for (let data; (data = yield* stream.read()).length > 0;) yield* stream.write(data);
+}
+
+Deno.test(
+  "N12 serve over real sockets: every client is served, every socket closed",
+  needs({ net: true }),
+  async () => {
+    const stop = new AbortController();
+    using listener = listen({ hostname: "127.0.0.1", port: 0 });
+    const { port } = listener.addr as Deno.NetAddr;
+
+    function* client(n: number): Coroutine<string> {
+      using stream = new Stream(yield* connect({ hostname: "127.0.0.1", port }));
+      yield* stream.write(`client ${n}`);
+      yield* stream.closeWrite();
+      return text(yield* stream.readAll());
+    }
+
+    await new Loop().run(taskGroup(function* (group) {
+      const server = group.createTask(serve(listener, echo, { maxConnections: 4, signal: stop.signal }));
+      const clients = Array.from({ length: 20 }, (_, n) => group.createTask(client(n)));
+      for (const [n, task] of clients.entries()) assertEquals(yield* task.join(), `client ${n}`);
+      stop.abort();
+      yield* server.join();
+    }));
+    await platformTurn();
+    await assertRejects(() => Deno.connect({ hostname: "127.0.0.1", port }), Deno.errors.ConnectionRefused);
+  },
+);
+
+Deno.test("N12 N6 clients that reset concern nobody else", needs({ net: true }), async () => {
+  const reports: unknown[] = [];
+  using listener = listen({ hostname: "127.0.0.1", port: 0 });
+  const address = { hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port };
+
+  await new Loop().run(taskGroup(function* (group) {
+    group.createTask(serve(listener, echo, { onError: (error) => reports.push(error), drainTimeout: 0 }));
+    using steady = new Stream(yield* connect(address));
+    for (let i = 0; i < 10; i++) {
+      const rude = yield* connect(address);
+      yield* new Stream(rude).write("unread");
+      yield* readWait(rude); // The echo is here: to close now is to reset.
+      rude.abort();
+      yield* steady.write("still there\n");
+      assertEquals(yield* steady.readLine(), "still there");
+    }
+    group.cancel();
+  }));
+  assert(reports.every((error) => /Reset|BrokenPipe/.test(`${error}`)), `${reports}`);
+});
+
+Deno.test("N12 idle deadlines are one line for who writes the handler", needs({ net: true }), async () => {
+  using listener = listen({ hostname: "127.0.0.1", port: 0 });
+  const address = { hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port };
+  const handler = function* (sock: ConstructorParameters<typeof Stream>[0]): Coroutine {
+    const stream = new Stream(sock);
+    const line = yield* moveOnAfter(10, stream.readLine());
+    yield* stream.write(line ?? "too slow");
+  };
+  await new Loop().run(taskGroup(function* (group) {
+    group.createTask(serve(listener, handler));
+    using silent = new Stream(yield* connect(address));
+    assertEquals(yield* silent.readLine(), "too slow");
+    group.cancel();
+    yield* until(platformTurn());
+  }));
+});
