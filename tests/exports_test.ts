@@ -10,17 +10,17 @@ const ROOT = new URL("..", import.meta.url);
 
 const VALUES = `
   BusyError CancelScope Cancelled ClosedError Condition DatagramSocket DeadlockError DefaultSelector EVENT_READ
-  EVENT_WRITE Event LifoQueue Listener Lock Loop ParkingLot Pollable PriorityQueue Queue Semaphore Socket Task TaskError
-  TaskGroup TaskLocal TimeoutError WouldBlock all cancelScope checkpoint connect connectTls currentTask datagram
-  failAfter listen listenTls moveOnAfter park race readWait runningLoop shield sleep socketPair startTls taskGroup until
-  writeWait
+  EVENT_WRITE Event IncompleteReadError LifoQueue LimitError Listener Lock Loop ParkingLot Pollable PriorityQueue
+  Queue Semaphore Socket Stream Task TaskError TaskGroup TaskLocal TimeoutError WouldBlock all cancelScope checkpoint
+  connect connectTls currentTask datagram failAfter listen listenTls moveOnAfter park race readWait runningLoop serve
+  shield sleep socketPair startTls taskGroup until writeWait
 `;
 
 const TYPES = `
   Addr CancelScopeOptions Clock ConnectOptions ConnectTlsOptions Connection ConnectionListener Coroutine
   DatagramConnection DatagramLike DatagramOptions ListenOptions ListenTlsOptions ListenerLike LoopOptions Network Op
-  OpHandler QueueItems Results Selectable Selector SelectorKey SemaphoreOptions ShieldOptions SocketLike StartTlsOptions
-  TaskOptions TlsHandshakeInfo TraceEvent
+  OpHandler QueueItems Results Selectable Selector SelectorKey SemaphoreOptions ServeListener ServeOptions
+  ShieldOptions SocketLike StartTlsOptions StreamOptions StreamSocket TaskOptions TlsHandshakeInfo TraceEvent
 `;
 
 /** Which root modules a root module may import. */
@@ -28,7 +28,8 @@ const LAYERS: Record<string, string[]> = {
   "loop.ts": [],
   "scope.ts": ["loop.ts"],
   "sync.ts": ["loop.ts", "scope.ts"],
-  "net.ts": ["loop.ts", "scope.ts", "sync.ts"],
+  "stream.ts": ["loop.ts", "scope.ts"],
+  "net.ts": ["loop.ts"],
 };
 
 function words(text: string): string[] {
