@@ -19,6 +19,7 @@ import {
   type CancelScope,
   cancelScope,
   checkDuration,
+  checkpoint,
   type Coroutine,
   currentTask,
   park,
@@ -184,7 +185,7 @@ export class TaskGroup {
     const lot = new ParkingLot("a task to say that it has started");
     const task = this.#start(
       body((value) => {
-        if (said) throw new Error(`Cannot start twice: ${currentTask()} has said already that it has started`);
+        if (said) throw new Error(`Cannot start ${task} twice: it has said already that it has started`);
         said = { value };
         lot.unpark();
       }),
@@ -195,11 +196,12 @@ export class TaskGroup {
       lot.unpark();
     });
     try {
-      yield* park(lot);
+      yield* said ? checkpoint() : park(lot);
     } catch (error) {
       if (!said) {
         task.cancel(error instanceof Cancelled ? error.reason : undefined);
         yield* shield(task.wait());
+        if (!said && task.error !== undefined) throw task.error; // nobody else would hear of it
       }
       throw error;
     }

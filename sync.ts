@@ -65,8 +65,9 @@ export class Event {
   }
 
   /** Waits until it is set. */
-  wait(): Coroutine<void> {
-    return this.#isSet ? checkpoint() : park(this.#waiters);
+  *wait(): Coroutine<void> {
+    // Looked at when the wait begins, not when the coroutine is made: it may be set in between.
+    yield* this.#isSet ? checkpoint() : park(this.#waiters);
   }
 }
 
@@ -91,8 +92,6 @@ export class Event {
  */
 export class Lock {
   #owner: Task | null = null;
-  /** Counts acquisitions, so that the guard of an earlier one does not release a later one. */
-  #acquisition = 0;
   readonly #waiters = new ParkingLot("Lock.acquire");
 
   /** Whether a task holds it. */
@@ -119,10 +118,12 @@ export class Lock {
       this.#owner = task;
       yield* orElse(checkpoint(), () => this.#handOver());
     }
-    const acquisition = ++this.#acquisition;
+    // The guard stays good while Condition.wait releases the lock and takes it again.
+    let guarded = true;
     return {
       [Symbol.dispose]: () => {
-        if (this.#owner === task && this.#acquisition === acquisition) this.#handOver();
+        if (guarded && this.#owner === task) this.#handOver();
+        guarded = false;
       },
     };
   }
@@ -185,13 +186,14 @@ export class Semaphore {
   /**
    * Makes a semaphore with `value` free slots.
    *
-   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`.
+   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or if both are 0.
    */
   constructor(value: number, options: SemaphoreOptions = {}) {
     const { max = value } = options;
     if (!Number.isInteger(value) || value < 0) {
       throw new RangeError(`Cannot make a semaphore of ${value}: the value must be a whole number from 0 up`);
     }
+    if (max === 0) throw new RangeError("Cannot make a semaphore of 0: give it a max, or no slot can ever be released");
     if (!(max >= value)) throw new RangeError(`Cannot make a semaphore of ${value}: that is more than its max, ${max}`);
     this.#value = value;
     this.#max = max;
@@ -333,9 +335,6 @@ export class Condition {
 // Queues
 // ----------------------------------------------------------------------------------------------------------------
 
-/** What a getter is woken with when there will be no item for it. */
-const CLOSED = Symbol("closed");
-
 /** Where a queue keeps its items; it decides the order. */
 export interface QueueItems<T> {
   /** How many there are. */
@@ -344,8 +343,6 @@ export interface QueueItems<T> {
   append(item: T): void;
   /** Takes the next one. */
   popleft(): T | undefined;
-  /** Takes back an item whose getter was cancelled: it is the next one again. */
-  appendleft(item: T): void;
 }
 
 /**
@@ -365,11 +362,16 @@ export class Queue<T> {
   /** How many items it holds at the most. */
   readonly maxsize: number;
   readonly #items: QueueItems<T>;
-  /** Slots promised to tasks that are about to put. */
+  // Discussion: a task that found a slot, or an item, does not use it before it has been through `ready`, and may be
+  // cancelled there. Were the item taken first it would have to be put back, past items that others have taken
+  // meanwhile: so only a number is kept of what is spoken for, and each item stays where it is until its taker runs.
+  /** Slots spoken for by tasks that are about to put. */
   #promised = 0;
+  /** Items spoken for by tasks that are about to get. */
+  #claimed = 0;
   #unfinished = 0;
   #closed = false;
-  readonly #getters = new ParkingLot<T | typeof CLOSED>("Queue.get");
+  readonly #getters = new ParkingLot<boolean>("Queue.get");
   readonly #putters = new ParkingLot<boolean>("Queue.put");
   readonly #joiners = new ParkingLot("Queue.join");
 
@@ -432,34 +434,30 @@ export class Queue<T> {
    * @throws {ClosedError} If the queue is closed and no item is left.
    */
   *get(): Coroutine<T> {
-    if (this.#items.length === 0) {
-      this.#checkOpen();
-      const item = yield* park(this.#getters);
-      if (item === CLOSED) throw closedError("get");
-      return item;
+    if (this.#available === 0) {
+      if (this.#closed) throw closedError("get");
+      // Who adds an item claims it for the getter that has waited longest.
+      if (!(yield* park(this.#getters))) throw closedError("get");
+    } else {
+      this.#claimed++;
+      yield* orElse(checkpoint(), () => this.#freeItem());
     }
-    const item = this.#items.popleft()!;
-    yield* orElse(checkpoint(), () => {
-      if (!this.#getters.unpark(item)) this.#items.appendleft(item);
-    });
-    this.#offerSlot();
-    return item;
+    this.#claimed--;
+    return this.#take();
   }
 
   /**
-   * Takes an item if there is one.
+   * Takes an item if there is one that no waiting task is about to take.
    *
    * @throws {WouldBlock} If there is none.
    * @throws {ClosedError} If the queue is closed and no item is left.
    */
   getNowait(): T {
-    if (this.#items.length === 0) {
+    if (this.#available === 0) {
       if (this.#closed) throw closedError("get");
       throw new WouldBlock("Cannot get: the queue is empty");
     }
-    const item = this.#items.popleft()!;
-    this.#offerSlot();
-    return item;
+    return this.#take();
   }
 
   /** Says that no item will be put any more. Who waits to put fails; who gets, gets what is left. */
@@ -467,7 +465,7 @@ export class Queue<T> {
     if (this.#closed) return;
     this.#closed = true;
     this.#putters.unparkAll(false);
-    this.#getters.unparkAll(CLOSED);
+    this.#getters.unparkAll(false);
   }
 
   /**
@@ -483,17 +481,40 @@ export class Queue<T> {
   }
 
   /** Waits until `taskDone` was called for every item that was put. */
-  join(): Coroutine<void> {
-    return this.#unfinished === 0 ? checkpoint() : park(this.#joiners);
+  *join(): Coroutine<void> {
+    yield* this.#unfinished === 0 ? checkpoint() : park(this.#joiners);
   }
 
   get #full(): boolean {
     return this.#items.length + this.#promised >= this.maxsize;
   }
 
+  /** How many items nobody has spoken for. */
+  get #available(): number {
+    return this.#items.length - this.#claimed;
+  }
+
   #add(item: T): void {
     this.#unfinished++;
-    if (!this.#getters.unpark(item)) this.#items.append(item);
+    this.#items.append(item);
+    this.#offerItem();
+  }
+
+  #take(): T {
+    const item = this.#items.popleft()!;
+    this.#offerSlot();
+    return item;
+  }
+
+  /** There is an item nobody has spoken for: it goes to the getter that has waited longest. */
+  #offerItem(): void {
+    if (this.#getters.unpark(true)) this.#claimed++;
+  }
+
+  /** An item that was claimed is not needed. */
+  #freeItem(): void {
+    this.#claimed--;
+    this.#offerItem();
   }
 
   /** An item was taken: its slot goes to the putter that has waited longest. */
@@ -508,11 +529,11 @@ export class Queue<T> {
   }
 
   #checkOpen(): void {
-    if (this.#closed) throw closedError("use");
+    if (this.#closed) throw closedError("put");
   }
 }
 
-function closedError(what: string): ClosedError {
+function closedError(what: "get" | "put"): ClosedError {
   return new ClosedError(`Cannot ${what === "get" ? "get from" : "put into"} the queue: it is closed`);
 }
 
@@ -532,10 +553,6 @@ class Stack<T> implements QueueItems<T> {
   }
 
   append(item: T): void {
-    this.#items.push(item);
-  }
-
-  appendleft(item: T): void {
     this.#items.push(item);
   }
 
@@ -575,7 +592,6 @@ class Heap<T> implements QueueItems<T> {
   readonly #heap: Entry<T>[] = [];
   readonly #compare: (a: Entry<T>, b: Entry<T>) => number;
   #next = 0;
-  #first = -1;
 
   constructor(compare: (a: Entry<T>, b: Entry<T>) => number) {
     this.#compare = compare;
@@ -587,11 +603,6 @@ class Heap<T> implements QueueItems<T> {
 
   append(item: T): void {
     this.#push({ item, order: this.#next++ });
-  }
-
-  /** Among its equals it is the first again. */
-  appendleft(item: T): void {
-    this.#push({ item, order: this.#first-- });
   }
 
   popleft(): T | undefined {
