@@ -102,8 +102,8 @@ function perform<T>(op: Op): Coroutine<T> {
  *
  * const sock = { id: 7 };
  * const coro = readWait(sock);
- * assertEquals(coro.next(), { value: ["read_wait", sock], done: false });
- * assertEquals(coro.next(), { value: undefined, done: true });
+ * assertEquals(coro.next().value, ["read_wait", sock]);
+ * assertEquals(coro.next().done, true);
  * ```
  */
 export function readWait(sock: Selectable): Coroutine<void> {
