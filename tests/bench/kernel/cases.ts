@@ -15,6 +15,7 @@ export type CaseName =
   | "switch"
   | "bare switch"
   | "spawn and join"
+  | "spawn and join with all"
   | "timer set and fire"
   | "timer set and cancel"
   | "queue put and get"
@@ -25,12 +26,17 @@ export type CaseName =
   | "switch at depth by call";
 
 /** About how many operations one sample of a cheap case does, so that it takes some milliseconds. */
-export const OPS = 40_000;
+export const OPS = 100_000;
 /** How many timers are set and fire again and again, besides those that are pending, and how often each does. */
 export const TIMERS = 5000;
 export const FIRINGS = 4;
 /** Longer than any sample takes, in milliseconds. */
 export const LONG = 600_000;
+
+/** How often one of `n` tasks switches: so often that its birth and its end do not show. */
+export function switchesOf(n: number): number {
+  return Math.max(20, 200_000 / n);
+}
 
 /** How often each of `n` has to do it for about {@linkcode OPS} in all. */
 export function times(n: number): number {

@@ -1,5 +1,5 @@
 /** The kernel cases on Effect. */
-import { type Cases, delay, FIRINGS, LONG, OPS, start, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
 
 // The name is not a literal, so that a machine without the npm registry can check this file.
 const npm: string = "npm:effect@3.22.4";
@@ -45,15 +45,32 @@ const FEWER = OPS / 10;
 export const cases: Cases = {
   "switch": (n) =>
     run(function* () {
+      const count = switchesOf(n) / 2;
+      const gate = yield* Deferred.make();
+      const fibers = [];
+      for (let i = 0; i < n; i++) {
+        fibers.push(yield* Effect.fork(Effect.zipRight(Deferred.await(gate), switches(count))));
+      }
+      yield* Effect.yieldNow();
       const done = start();
-      yield* together(n, () => switches(times(n)));
-      return done(n * times(n));
+      yield* Deferred.succeed(gate, undefined);
+      for (const fiber of fibers) yield* Fiber.join(fiber);
+      return done(n * count);
     }),
   "spawn and join": (n) =>
     run(function* () {
       const count = Math.ceil(times(n) / 10);
       const done = start();
       for (let k = 0; k < count; k++) yield* together(n, () => Effect.void);
+      return done(n * count);
+    }),
+  "spawn and join with all": (n) =>
+    run(function* () {
+      const count = Math.ceil(times(n) / 10);
+      const done = start();
+      for (let k = 0; k < count; k++) {
+        yield* Effect.all(Array.from({ length: n }, () => Effect.void), { concurrency: "unbounded" });
+      }
       return done(n * count);
     }),
   "timer set and fire": (n) =>

@@ -1,9 +1,9 @@
 /** The kernel cases on effection. It has no bounded queue and no lock. */
-import { type Cases, delay, FIRINGS, LONG, OPS, start, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
 
 // The name is not a literal, so that a machine without the npm registry can check this file.
 const npm: string = "npm:effection@4.1.1";
-const { action, createQueue, race, run, sleep, spawn, suspend, withResolvers } = await import(npm);
+const { action, all, call, createQueue, race, run, sleep, spawn, suspend, withResolvers } = await import(npm);
 
 type Operation = Generator<any, any, any>;
 
@@ -19,6 +19,11 @@ function yieldNow() {
 
 function* switches(count: number): Operation {
   for (let i = 0; i < count; i++) yield* yieldNow();
+}
+
+function* switchesBehind(gate: any, count: number): Operation {
+  yield* gate;
+  yield* switches(count);
 }
 
 function* deep(depth: number, count: number): Operation {
@@ -43,9 +48,14 @@ const FEWER = OPS / 20;
 export const cases: Cases = {
   "switch": (n) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 10);
+      const count = switchesOf(n) / 5;
+      const gate = withResolvers();
+      const tasks: Operation[] = [];
+      for (let i = 0; i < n; i++) tasks.push(yield* spawn(() => switchesBehind(gate.operation, count)));
+      yield* sleep(0);
       const done = start();
-      yield* together(n, () => switches(count));
+      gate.resolve();
+      for (const task of tasks) yield* task;
       return done(n * count);
     }),
   "spawn and join": (n) =>
@@ -53,6 +63,13 @@ export const cases: Cases = {
       const count = Math.ceil(times(n) / 20);
       const done = start();
       for (let k = 0; k < count; k++) yield* together(n, nothing);
+      return done(n * count);
+    }),
+  "spawn and join with all": (n) =>
+    run(function* () {
+      const count = Math.ceil(times(n) / 20);
+      const done = start();
+      for (let k = 0; k < count; k++) yield* all(Array.from({ length: n }, () => call(nothing)));
       return done(n * count);
     }),
   "timer set and fire": (n) =>

@@ -1,5 +1,5 @@
 /** The kernel cases on the platform's own promises and timers. */
-import { type Cases, delay, FIRINGS, LONG, OPS, start, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
 
 async function nothing(): Promise<void> {}
 
@@ -108,18 +108,31 @@ function forever(signal: AbortSignal): Promise<void> {
 
 export const cases: Cases = {
   "switch": async (n) => {
+    const gate = Promise.withResolvers<void>();
+    const tasks = Array.from({ length: n }, () => gate.promise.then(() => switches(switchesOf(n))));
+    await checkpoint();
     const done = start();
-    await together(n, () => switches(times(n)));
-    return done(n * times(n));
+    gate.resolve();
+    for (const task of tasks) await task;
+    return done(n * switchesOf(n));
   },
   "bare switch": async (n) => {
+    const gate = Promise.withResolvers<void>();
+    const tasks = Array.from({ length: n }, () => gate.promise.then(() => bareSwitches(switchesOf(n))));
+    await checkpoint();
     const done = start();
-    await together(n, () => bareSwitches(times(n)));
-    return done(n * times(n));
+    gate.resolve();
+    for (const task of tasks) await task;
+    return done(n * switchesOf(n));
   },
   "spawn and join": async (n) => {
     const done = start();
     for (let k = times(n); k > 0; k--) await together(n, nothing);
+    return done(n * times(n));
+  },
+  "spawn and join with all": async (n) => {
+    const done = start();
+    for (let k = times(n); k > 0; k--) await Promise.all(Array.from({ length: n }, nothing));
     return done(n * times(n));
   },
   "timer set and fire": (n) => besides(n, fireTimers),

@@ -1,8 +1,8 @@
 /** The kernel cases on yieldloop. */
 import * as yieldloop from "../../../mod.ts";
-import { type Cases, delay, FIRINGS, LONG, OPS, start, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
 
-const { checkpoint, Event, failAfter, Lock, Loop, Queue, sleep } = yieldloop;
+const { all, checkpoint, Event, failAfter, Lock, Loop, Queue, sleep } = yieldloop;
 type Coroutine<T = void> = yieldloop.Coroutine<T>;
 
 /** A trampolined `yield*`, if the kernel has one. */
@@ -12,6 +12,11 @@ function* nothing(): Coroutine {}
 
 function* switches(count: number): Coroutine {
   for (let i = 0; i < count; i++) yield* checkpoint();
+}
+
+function* switchesBehind(gate: yieldloop.Event, count: number): Coroutine {
+  yield* gate.wait();
+  yield* switches(count);
 }
 
 function* deep(depth: number, count: number): Coroutine {
@@ -61,14 +66,24 @@ function* cancelTimers(): Coroutine<number> {
 export const cases: Cases = {
   "switch": (n) =>
     run(function* (loop) {
+      const gate = new Event();
+      const tasks = Array.from({ length: n }, () => loop.createTask(switchesBehind(gate, switchesOf(n))));
+      yield* checkpoint();
       const done = start();
-      yield* together(loop, n, () => switches(times(n)));
-      return done(n * times(n));
+      gate.set();
+      for (const task of tasks) yield* task.join();
+      return done(n * switchesOf(n));
     }),
   "spawn and join": (n) =>
     run(function* (loop) {
       const done = start();
       for (let k = times(n); k > 0; k--) yield* together(loop, n, nothing);
+      return done(n * times(n));
+    }),
+  "spawn and join with all": (n) =>
+    run(function* () {
+      const done = start();
+      for (let k = times(n); k > 0; k--) yield* all(Array.from({ length: n }, nothing));
       return done(n * times(n));
     }),
   "timer set and fire": (n) => run((loop) => besides(loop, n, fireTimers(loop))),
