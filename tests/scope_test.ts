@@ -1,0 +1,1187 @@
+// deno-lint-ignore-file no-unsafe-finally -- what a cleanup throws is what is tested here
+/**
+ * Deadlines and groups: the rules T and G, and what trio's users know of scopes and nurseries.
+ */
+import {
+  assert,
+  assertEquals,
+  assertFalse,
+  assertInstanceOf,
+  assertLess,
+  assertRejects,
+  assertStrictEquals,
+  assertThrows,
+} from "@std/assert";
+import {
+  all,
+  Cancelled,
+  type CancelScope,
+  cancelScope,
+  checkpoint,
+  type Coroutine,
+  Event,
+  failAfter,
+  Loop,
+  moveOnAfter,
+  race,
+  shield,
+  sleep,
+  type Task,
+  TaskError,
+  type TaskGroup,
+  taskGroup,
+  TimeoutError,
+} from "../mod.ts";
+import { simulate, type Simulation, simulation } from "./world.ts";
+
+/** Sleeps, then returns `value`. */
+function* after<T>(ms: number, value: T): Coroutine<T> {
+  yield* sleep(ms);
+  return value;
+}
+
+/** Sleeps, then throws `error`. */
+function* failing(ms: number, error: unknown): Coroutine<never> {
+  yield* sleep(ms);
+  throw error;
+}
+
+/** What `coro` throws. */
+function* caught(coro: Coroutine<unknown>): Coroutine<any> {
+  try {
+    yield* coro;
+  } catch (error) {
+    return error;
+  }
+  throw new Error("It did not throw");
+}
+
+/** Sleeps for very long, and says so in `log` when it has cleaned up, which takes it `ms`. */
+function* tidy(log: string[], name: string, ms = 0): Coroutine<void> {
+  try {
+    yield* sleep(1e6);
+  } finally {
+    if (ms) yield* shield(sleep(ms));
+    log.push(name);
+  }
+}
+
+function timers(loop: Loop): number {
+  return loop._timers.length;
+}
+
+// ---- T1 --------------------------------------------------------------------------------------------------------
+
+Deno.test("T1 failAfter throws TimeoutError when the time is up, at that very time", async () => {
+  await simulate(function* ({ loop }) {
+    const error = yield* caught(failAfter(100, sleep(1000)));
+    assertInstanceOf(error, TimeoutError);
+    assertEquals(error.message, "Timed out after 100 ms");
+    assertEquals(loop.time(), 100);
+  });
+});
+
+Deno.test("T1 moveOnAfter returns undefined when the time is up", async () => {
+  await simulate(function* ({ loop }) {
+    assertEquals(yield* moveOnAfter(100, after(1000, "late")), undefined);
+    assertEquals(loop.time(), 100);
+  });
+});
+
+Deno.test("T1 a coroutine that ends in time keeps its value, its error, and leaves no timer", async () => {
+  await simulate(function* ({ loop }) {
+    const oops = new Error("oops");
+    assertEquals(yield* failAfter(100, after(10, 1)), 1);
+    assertEquals(yield* moveOnAfter(100, after(10, 2)), 2);
+    assertStrictEquals(yield* caught(failAfter(100, failing(10, oops))), oops);
+    assertEquals(timers(loop), 0);
+    yield* sleep(1000); // nothing fires later
+    assertEquals(loop.time(), 1030);
+  });
+});
+
+Deno.test("T1 the scope that expired is the one that throws, of three", async () => {
+  await simulate(function* () {
+    const said: string[] = [];
+    const error = yield* caught(failAfter(
+      300,
+      (function* () {
+        try {
+          yield* failAfter(200, moveOnAfter(500, sleep(1000)));
+        } catch (error) {
+          said.push((error as Error).message);
+          throw error;
+        }
+      })(),
+    ));
+    assertEquals(said, ["Timed out after 200 ms"]);
+    assertEquals(error.message, "Timed out after 200 ms");
+  });
+});
+
+Deno.test("T1 a TimeoutError that the body throws itself is no timeout of the block", async () => {
+  await simulate(function* () {
+    const own = new TimeoutError("my own");
+    assertStrictEquals(yield* caught(moveOnAfter(100, failing(1, own))), own);
+  });
+});
+
+Deno.test("T1 durations that are none throw where they are written", () => {
+  for (const ms of [-1, NaN, "5" as unknown as number]) {
+    assertThrows(() => failAfter(ms, sleep(1)), RangeError);
+    assertThrows(() => moveOnAfter(ms, sleep(1)), RangeError);
+    assertThrows(() => shield(sleep(1), { timeout: ms }), RangeError);
+    assertThrows(() => cancelScope(() => sleep(1), { timeout: ms }), RangeError);
+  }
+  assertThrows(() => cancelScope(() => sleep(1), { deadline: NaN }), RangeError);
+});
+
+Deno.test("T1 no time limit is a limit too: Infinity never fires", async () => {
+  await simulate(function* ({ loop }) {
+    assertEquals(yield* failAfter(Infinity, after(1e12, "patient")), "patient");
+    assertEquals(timers(loop), 0);
+  });
+});
+
+// ---- T2 --------------------------------------------------------------------------------------------------------
+
+Deno.test("T2 the nearer deadline rules, and the outer block goes on", async () => {
+  await simulate(function* ({ loop }) {
+    const value = yield* failAfter(
+      200,
+      (function* () {
+        assertEquals(yield* moveOnAfter(100, sleep(1000)), undefined);
+        yield* sleep(50);
+        return "outer goes on";
+      })(),
+    );
+    assertEquals(value, "outer goes on");
+    assertEquals(loop.time(), 150);
+  });
+});
+
+Deno.test("T2 the outer deadline first: the inner block does not claim it", async () => {
+  await simulate(function* ({ loop }) {
+    let inner!: CancelScope;
+    const error = yield* caught(failAfter(
+      100,
+      cancelScope(function* (scope) {
+        inner = scope;
+        yield* sleep(1000);
+      }, { timeout: 200 }),
+    ));
+    assertInstanceOf(error, TimeoutError);
+    assertFalse(inner.cancelledCaught);
+    assertFalse(inner.cancelCalled);
+    assertEquals(loop.time(), 100);
+  });
+});
+
+for (const innerFirst of [false, true]) {
+  Deno.test(`T2 both at once: the outer, ${innerFirst ? "though the inner was set first" : "as they come"}`, async () => {
+    await simulate(function* () {
+      const scopes: CancelScope[] = [];
+      const value = yield* cancelScope(function* (outer) {
+        return yield* cancelScope(function* (inner) {
+          scopes.push(outer, inner);
+          inner.deadline = 100;
+          if (innerFirst) outer.deadline = 100;
+          yield* sleep(1000);
+        });
+      }, { deadline: innerFirst ? Infinity : 100 });
+      assertEquals(value, undefined);
+      assertEquals(scopes.map((scope) => scope.cancelledCaught), [true, false]);
+    });
+  });
+}
+
+Deno.test("T2 deadlines of many nested blocks, each nearer than the one around it", async () => {
+  await simulate(function* ({ loop }) {
+    const ended: number[] = [];
+    function* nest(depth: number): Coroutine<void> {
+      if (depth === 0) return yield* sleep(1e6);
+      yield* moveOnAfter(depth * 10, nest(depth - 1));
+      ended.push(loop.time());
+      yield* sleep(1e6);
+    }
+    yield* moveOnAfter(1000, nest(20));
+    // Each block that times out leaves its caller to sleep until that one's own deadline.
+    assertEquals(ended, Array.from({ length: 20 }, (_, i) => (i + 1) * 10));
+  });
+});
+
+// ---- T3 --------------------------------------------------------------------------------------------------------
+
+Deno.test("T3 a deadline in the past throws at the first op, not on entry", async () => {
+  await simulate(function* ({ loop }) {
+    const said: string[] = [];
+    for (const options of [{ timeout: 0 }, { deadline: -5 }]) {
+      const value = yield* cancelScope(function* () {
+        said.push("entered");
+        yield* checkpoint();
+        said.push("not reached");
+      }, options);
+      assertEquals(value, undefined);
+    }
+    assertEquals(said, ["entered", "entered"]);
+    assertEquals(
+      yield* failAfter(
+        0,
+        (function* () {
+          return 1;
+        })(),
+      ),
+      1,
+    ); // no op, nothing to throw at
+    assertEquals(loop.time(), 0);
+  });
+});
+
+Deno.test("T3 a timeout is relative to when the block is entered, not to when it was written", async () => {
+  await simulate(function* ({ loop }) {
+    const block = moveOnAfter(100, sleep(1000));
+    yield* sleep(500);
+    yield* block;
+    assertEquals(loop.time(), 600);
+  });
+});
+
+Deno.test("T3 a deadline can be moved either way from inside, and from outside", async () => {
+  await simulate(function* ({ loop }) {
+    const ends: number[] = [];
+    function* block(move: (scope: CancelScope) => void): Coroutine<void> {
+      const start = loop.time();
+      yield* cancelScope(function* (scope) {
+        yield* sleep(10);
+        move(scope);
+        yield* sleep(1000);
+      }, { timeout: 100 });
+      ends.push(loop.time() - start);
+    }
+    yield* block((scope) => scope.deadline += 50);
+    yield* block((scope) => scope.deadline -= 50);
+    yield* block((scope) => scope.deadline = Infinity);
+    yield* block((scope) => scope.deadline = 0);
+    assertEquals(ends, [150, 50, 1010, 10]);
+    assertEquals(timers(loop), 0);
+  });
+  await simulate(function* ({ loop }) {
+    let scope!: CancelScope;
+    const task = loop.createTask(cancelScope(function* (own) {
+      scope = own;
+      yield* sleep(1000);
+    }));
+    yield* sleep(5);
+    scope.deadline = 7;
+    yield* task.join();
+    assertEquals(loop.time(), 7);
+    assert(scope.cancelledCaught);
+  });
+});
+
+Deno.test("T3 a deadline moved after the scope was cancelled changes nothing", async () => {
+  await simulate(function* ({ loop }) {
+    const value = yield* cancelScope(function* (scope) {
+      scope.cancel("enough");
+      scope.deadline = Infinity;
+      yield* sleep(10);
+      return "survived";
+    });
+    assertEquals(value, undefined);
+    assertEquals([loop.time(), timers(loop)], [0, 0]);
+  });
+});
+
+Deno.test("T3 of timeout and deadline the nearer counts", async () => {
+  await simulate(function* ({ loop }) {
+    yield* cancelScope(() => sleep(1000), { timeout: 50, deadline: 20 });
+    assertEquals(loop.time(), 20);
+    yield* cancelScope(() => sleep(1000), { timeout: 50, deadline: 500 });
+    assertEquals(loop.time(), 70);
+  });
+});
+
+// ---- T4 --------------------------------------------------------------------------------------------------------
+
+Deno.test("T4 a block that finished, though late, is not failed", async () => {
+  await simulate(function* ({ world, loop }) {
+    const late = function* () {
+      yield* sleep(1);
+      world.hold(1000); // computes for a second
+      return "done";
+    };
+    assertEquals(yield* failAfter(100, late()), "done");
+    assertEquals(yield* moveOnAfter(100, late()), "done");
+    assertEquals(timers(loop), 0);
+  });
+});
+
+Deno.test("T4 an outer deadline that passed meanwhile fires at the next op", async () => {
+  await simulate(function* ({ world }) {
+    const said: string[] = [];
+    const value = yield* moveOnAfter(
+      500,
+      (function* () {
+        yield* failAfter(
+          100,
+          (function* () {
+            yield* sleep(1);
+            world.hold(1000);
+          })(),
+        );
+        said.push("the inner block had ended");
+        yield* checkpoint();
+        said.push("not reached");
+      })(),
+    );
+    assertEquals(value, undefined);
+    assertEquals(said, ["the inner block had ended"]);
+  });
+});
+
+Deno.test("T4 an op that completed before the deadline, in the same turn, delivers its result", async () => {
+  await simulate(function* () {
+    const event = new Event();
+    const value = yield* taskGroup(function* (group) {
+      const waiter = group.createTask(moveOnAfter(
+        10,
+        (function* () {
+          yield* event.wait();
+          return "got it";
+        })(),
+      ));
+      group.createTask((function* () {
+        yield* sleep(9);
+        event.set();
+      })());
+      return yield* waiter.join();
+    });
+    assertEquals(value, "got it");
+  });
+});
+
+// ---- T5 --------------------------------------------------------------------------------------------------------
+
+const FAMILIES: Record<string, (members: Coroutine<unknown>[]) => Coroutine<unknown>> = {
+  all: (members) => all(members),
+  race: (members) => race(members),
+  taskGroup: (members) =>
+    taskGroup(function* (group) {
+      for (const member of members) group.createTask(member);
+    }),
+};
+
+for (const [name, family] of Object.entries(FAMILIES)) {
+  Deno.test(`T5 ${name} inside a timeout is cancelled and awaited before the TimeoutError leaves`, async () => {
+    await simulate(function* ({ loop }) {
+      const log: string[] = [];
+      const error = yield* caught(failAfter(100, family([tidy(log, "quick"), tidy(log, "slow", 70)])));
+      assertInstanceOf(error, TimeoutError);
+      assertEquals(log, ["quick", "slow"]);
+      assertEquals(loop.time(), 170);
+      assertEquals([...loop.tasks].length, 1);
+    });
+  });
+}
+
+Deno.test("T5 an error of a cleanup after the timeout is not lost behind it", async () => {
+  await simulate(function* () {
+    const oops = new Error("oops");
+    const error = yield* caught(failAfter(
+      100,
+      taskGroup(function* (group) {
+        group.createTask((function* () {
+          try {
+            yield* sleep(1000);
+          } finally {
+            throw oops;
+          }
+        })());
+      }),
+    ));
+    assertStrictEquals(error, oops);
+    assertInstanceOf(error.cause, Cancelled);
+  });
+});
+
+Deno.test("T5 a timeout inside a child ends that child's block and no other", async () => {
+  await simulate(function* () {
+    const results = yield* all([moveOnAfter(10, after(20, "a")), after(20, "b"), moveOnAfter(30, after(20, "c"))]);
+    assertEquals(results, [undefined, "b", "c"]);
+  });
+});
+
+// ---- G1 --------------------------------------------------------------------------------------------------------
+
+Deno.test("G1 the block ends when every child has, and returns what its body did", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    const value = yield* taskGroup(function* (group) {
+      for (const ms of [30, 10, 20]) {
+        group.createTask((function* () {
+          yield* sleep(ms);
+          log.push(`child ${ms}`);
+        })());
+      }
+      assertEquals(group.size, 3);
+      log.push("body");
+      return "value";
+    });
+    assertEquals(log, ["body", "child 10", "child 20", "child 30"]);
+    assertEquals([value, loop.time()], ["value", 30]);
+  });
+});
+
+Deno.test("G1 a return in the middle waits too, and an empty group ends at once", async () => {
+  await simulate(function* ({ loop }) {
+    function* early(): Coroutine<string> {
+      return yield* taskGroup(function* (group) {
+        group.createTask(sleep(40));
+        for (;;) return "early";
+      });
+    }
+    assertEquals(yield* early(), "early");
+    assertEquals(loop.time(), 40);
+    assertEquals(yield* taskGroup(function* () {}), undefined);
+    assertEquals(loop.time(), 40);
+  });
+});
+
+Deno.test("G1 children may spawn siblings while the group drains, also while it is cancelled", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    function* spawner(group: TaskGroup, depth: number): Coroutine<void> {
+      yield* sleep(10);
+      log.push(`depth ${depth}`);
+      if (depth > 0) group.createTask(spawner(group, depth - 1));
+    }
+    yield* taskGroup(function* (group) {
+      group.createTask(spawner(group, 3));
+    });
+    assertEquals(log, ["depth 3", "depth 2", "depth 1", "depth 0"]);
+    assertEquals(loop.time(), 40);
+
+    let born = "not at all";
+    yield* taskGroup(function* (group) {
+      group.createTask((function* () {
+        try {
+          yield* sleep(1000);
+        } finally {
+          group.createTask((function* () {
+            born = "alive";
+            yield* checkpoint();
+            born = "out of reach";
+          })());
+        }
+      })());
+      yield* sleep(1);
+      group.cancel();
+    });
+    assertEquals(born, "alive"); // It started, and was cancelled at its first op.
+  });
+});
+
+Deno.test("G1 the body may join its children, and a group may stand in a group", async () => {
+  await simulate(function* () {
+    const value = yield* taskGroup(function* (outer) {
+      const left = outer.createTask(after(10, 1));
+      const inner = yield* taskGroup(function* (group) {
+        const right = group.createTask(after(20, 2));
+        return (yield* right.join()) + (yield* left.join());
+      });
+      return inner * 10;
+    });
+    assertEquals(value, 30);
+  });
+});
+
+Deno.test("G1 a child that ends while the group is being closed is not waited for twice", async () => {
+  await simulate(function* ({ loop }) {
+    for (let i = 0; i < 10; i++) {
+      yield* taskGroup(function* (group) {
+        const child = group.createTask(checkpoint());
+        for (let k = 0; k < i % 4; k++) yield* checkpoint();
+        if (i > 5) yield* child.wait();
+      });
+    }
+    assertEquals([...loop.tasks].length, 1);
+  });
+});
+
+// ---- G2, G3 ----------------------------------------------------------------------------------------------------
+
+Deno.test("G2 the first child error cancels body and siblings, they are awaited, that error is thrown", async () => {
+  await simulate(function* ({ loop }) {
+    const oops = new Error("oops");
+    const log: string[] = [];
+    const error = yield* caught(taskGroup(function* (group) {
+      group.createTask(tidy(log, "sibling", 30));
+      group.createTask(failing(10, oops));
+      yield* tidy(log, "body");
+    }));
+    assertStrictEquals(error, oops);
+    assertEquals(log, ["body", "sibling"]);
+    assertEquals(loop.time(), 40);
+  });
+});
+
+Deno.test("G2 siblings are told why: the reason of their Cancelled is the error", async () => {
+  await simulate(function* () {
+    const oops = new Error("oops");
+    let reason: unknown;
+    yield* caught(taskGroup(function* (group) {
+      group.createTask(failing(10, oops));
+      try {
+        yield* sleep(1000);
+      } catch (error) {
+        reason = (error as Cancelled).reason;
+        throw error;
+      }
+    }));
+    assertStrictEquals(reason, oops);
+  });
+});
+
+Deno.test("G2 more than one real error: AggregateError with all of them, in the order they came", async () => {
+  await simulate(function* () {
+    const errors = [1, 2, 3].map((n) => new Error(`error ${n}`));
+    const error = yield* caught(taskGroup(function* (group) {
+      group.createTask(failing(30, errors[2])); // cancelled, fails all the same
+      for (const i of [2, 1]) {
+        group.createTask((function* () {
+          try {
+            yield* sleep(1000);
+          } finally {
+            yield* shield(sleep(i * 10));
+            throw errors[i];
+          }
+        })());
+      }
+      group.createTask(failing(10, errors[0]));
+    }));
+    assertInstanceOf(error, AggregateError);
+    assertEquals(error.errors, errors);
+    for (const [i, inner] of error.errors.entries()) assertStrictEquals(inner, errors[i]);
+  });
+});
+
+Deno.test("G2 two children that fail in one turn are both reported", async () => {
+  await simulate(function* () {
+    const error = yield* caught(taskGroup(function* (group) {
+      group.createTask(failing(10, "a"));
+      group.createTask(failing(10, "b"));
+    }));
+    assertEquals(error.errors, ["a", "b"]);
+  });
+});
+
+Deno.test("G2 nested groups: an error goes up through each, once", async () => {
+  await simulate(function* () {
+    const oops = new Error("oops");
+    const log: string[] = [];
+    const error = yield* caught(taskGroup(function* (outer) {
+      outer.createTask(tidy(log, "uncle"));
+      yield* taskGroup(function* (inner) {
+        inner.createTask(tidy(log, "sibling"));
+        inner.createTask(failing(5, oops));
+      });
+      log.push("not reached");
+    }));
+    assertStrictEquals(error, oops);
+    assertEquals(log, ["sibling", "uncle"]);
+  });
+});
+
+Deno.test("G2 a body that joins the failing child gets the error, and it is thrown once", async () => {
+  await simulate(function* () {
+    const oops = new Error("oops");
+    assertStrictEquals(
+      yield* caught(taskGroup(function* (group) {
+        yield* group.createTask(failing(5, oops)).join();
+      })),
+      oops,
+    );
+  });
+});
+
+Deno.test("G2 a body that joins the failing child in a try is cancelled all the same", async () => {
+  await simulate(function* () {
+    const log: string[] = [];
+    const error = yield* caught(taskGroup(function* (group) {
+      const child = group.createTask(failing(5, "oops"));
+      try {
+        yield* child.join();
+      } catch {
+        log.push("caught");
+      }
+      yield* checkpoint();
+      log.push("not reached");
+    }));
+    assertEquals([error, log], ["oops", ["caught"]]);
+  });
+});
+
+Deno.test("G2 a child may fail with undefined, and it is still a failure", async () => {
+  await simulate(function* () {
+    assertInstanceOf(
+      yield* caught(taskGroup(function* (group) {
+        group.createTask(failing(5, undefined));
+      })),
+      TaskError,
+    );
+  });
+});
+
+Deno.test("G3 a body error: the children are cancelled and awaited, and it is thrown as it is", async () => {
+  await simulate(function* ({ loop }) {
+    const oops = new Error("oops");
+    const log: string[] = [];
+    const error = yield* caught(taskGroup(function* (group) {
+      group.createTask(tidy(log, "child", 30));
+      yield* sleep(10);
+      throw oops;
+    }));
+    assertStrictEquals(error, oops);
+    assertEquals([log, loop.time()], [["child"], 40]);
+  });
+});
+
+Deno.test("G3 the body error comes first in the aggregate, and no Cancelled of the group is in it", async () => {
+  await simulate(function* () {
+    const error = yield* caught(taskGroup(function* (group) {
+      group.createTask(tidy([], "quiet"));
+      group.createTask(failing(10, "child"));
+      try {
+        yield* sleep(1000);
+      } finally {
+        throw "body";
+      }
+    }));
+    assertInstanceOf(error, AggregateError);
+    assertEquals(error.errors, ["body", "child"]);
+  });
+});
+
+Deno.test("G3 an error thrown while a cancellation from outside goes on is not replaced by it", async () => {
+  await simulate(function* () {
+    const value = yield* cancelScope(function* (scope) {
+      const error = yield* caught(taskGroup(function* (group) {
+        group.createTask((function* () {
+          try {
+            yield* sleep(1000);
+          } finally {
+            throw "cleanup";
+          }
+        })());
+        yield* sleep(1);
+        scope.cancel();
+        yield* sleep(1000);
+      }));
+      assertEquals(error, "cleanup");
+      yield* checkpoint(); // the cancellation is still there
+      return "not reached";
+    });
+    assertEquals(value, undefined);
+  });
+});
+
+// ---- G4 --------------------------------------------------------------------------------------------------------
+
+Deno.test("G4 a child that was cancelled by hand ends quietly", async () => {
+  await simulate(function* () {
+    const log: string[] = [];
+    const value = yield* taskGroup(function* (group) {
+      const child = group.createTask(tidy(log, "child"));
+      const other = group.createTask(after(20, "other"));
+      yield* sleep(5);
+      child.cancel();
+      return yield* other.join();
+    });
+    assertEquals([value, log], ["other", ["child"]]);
+  });
+});
+
+Deno.test("G4 a body that joins a child cancelled by hand gets TaskError, not Cancelled", async () => {
+  await simulate(function* () {
+    const error = yield* caught(taskGroup(function* (group) {
+      const child = group.createTask(sleep(1000));
+      yield* checkpoint();
+      child.cancel("by hand");
+      yield* child.join();
+    }));
+    assertInstanceOf(error, TaskError);
+    assertEquals((error.cause as Cancelled).reason, "by hand");
+  });
+});
+
+Deno.test("G4 group.cancel() ends all and the block returns normally, undefined if the body had not", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    const value = yield* taskGroup(function* (group) {
+      group.createTask(tidy(log, "child", 20));
+      yield* sleep(10);
+      group.cancel();
+      yield* checkpoint();
+      return "not reached";
+    });
+    assertEquals([value, log, loop.time()], [undefined, ["child"], 30]);
+    const returned = yield* taskGroup(function* (group) {
+      group.createTask(tidy(log, "second"));
+      group.cancel();
+      return "returned";
+    });
+    assertEquals(returned, "returned");
+    yield* checkpoint(); // nothing is left of it
+  });
+});
+
+Deno.test("G4 a child may cancel its group, and a callback from outside the loop may", async () => {
+  await simulate(function* () {
+    assertEquals(
+      yield* taskGroup(function* (group) {
+        group.createTask((function* () {
+          yield* sleep(1);
+          group.cancel();
+          yield* sleep(1000);
+        })());
+        yield* sleep(1000);
+        return "not reached";
+      }),
+      undefined,
+    );
+    assertEquals(
+      yield* taskGroup(function* (group) {
+        setImmediate(() => group.cancel());
+        yield* new Event().wait();
+        return "not reached";
+      }),
+      undefined,
+    );
+  });
+});
+
+Deno.test("G4 a cancellation from outside passes through, after all have ended", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    const task = loop.createTask(taskGroup(function* (group) {
+      group.createTask(tidy(log, "child", 20));
+      yield* tidy(log, "body");
+    }));
+    yield* sleep(10);
+    task.cancel("from outside");
+    yield* task.wait();
+    assert(task.cancelled);
+    assertEquals([log, loop.time()], [["body", "child"], 30]);
+  });
+});
+
+Deno.test("G4 from outside, while the body has returned and the children drain", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    const task = loop.createTask(taskGroup(function* (group) {
+      group.createTask(tidy(log, "child"));
+      return "returned";
+    }));
+    yield* sleep(10);
+    task.cancel();
+    yield* task.wait();
+    assert(task.cancelled);
+    assertEquals(log, ["child"]);
+  });
+});
+
+Deno.test("G4 cancelled by itself and from outside at once: the outside rules", async () => {
+  await simulate(function* () {
+    let outside!: CancelScope;
+    const log: string[] = [];
+    const value = yield* cancelScope(function* (scope) {
+      outside = scope;
+      yield* taskGroup(function* (group) {
+        yield* sleep(1);
+        group.cancel();
+        scope.cancel();
+        yield* checkpoint();
+      });
+      log.push("the group returned");
+    });
+    assertEquals([value, log], [undefined, []]);
+    assert(outside.cancelledCaught);
+  });
+});
+
+// ---- G5 --------------------------------------------------------------------------------------------------------
+
+Deno.test("G5 createTask and start on a closed group throw, and the coroutine is not touched", async () => {
+  await simulate(function* () {
+    let late!: TaskGroup;
+    yield* taskGroup(function* (group) {
+      late = group;
+    });
+    const coro = sleep(1);
+    assertThrows(() => late.createTask(coro), Error, "Cannot create a task in this group: its block has ended");
+    const error = yield* caught(late.start(() => sleep(1)));
+    assertEquals(error.message, "Cannot create a task in this group: its block has ended");
+    yield* coro;
+  });
+});
+
+Deno.test("G5 what is no coroutine is refused, and the group goes on", async () => {
+  await simulate(function* () {
+    yield* taskGroup(function* (group) {
+      assertThrows(() => group.createTask(sleep as unknown as Coroutine), TypeError, "call it");
+      assertEquals(group.size, 0);
+      yield* group.createTask(sleep(1)).join();
+    });
+  });
+});
+
+Deno.test("G5 a group does not grow with finished members: 10^6 spawned and joined", async () => {
+  const { loop, errors } = simulation({ trace: undefined });
+  function* one(): Coroutine<number> {
+    return 1;
+  }
+  const heap: number[] = [];
+  const sum = await loop.run(taskGroup(function* (group) {
+    let sum = 0;
+    for (let i = 0; i < 1_000_000; i++) {
+      if (i % 250_000 === 0) heap.push(Deno.memoryUsage().heapUsed);
+      sum += yield* group.createTask(one()).join();
+    }
+    assertEquals(group.size, 0);
+    return sum;
+  }));
+  assertEquals(sum, 1_000_000);
+  assertEquals(errors, []);
+  // A hundred bytes kept for each would be 75 MB.
+  assertLess(Deno.memoryUsage().heapUsed - heap[1], 40e6);
+});
+
+Deno.test("G5 a group keeps no finished member and no scope of one", async () => {
+  await simulate(function* ({ loop }) {
+    yield* taskGroup(function* (group) {
+      const root = [...loop.tasks].length;
+      for (let i = 0; i < 100_000; i++) group.createTask(checkpoint());
+      assertEquals(group.size, 100_000);
+      yield* sleep(1);
+      assertEquals(group.size, 0);
+      assertEquals([...loop.tasks].length, root);
+      let scopes = 0;
+      for (const _ of loop.currentTask!._scope._walk()) scopes++;
+      assertEquals(scopes, 1);
+    });
+  });
+});
+
+// ---- G6 --------------------------------------------------------------------------------------------------------
+
+Deno.test("G6 all: results in the order given, whatever order they came in", async () => {
+  await simulate(function* ({ loop }) {
+    assertEquals(yield* all([after(30, "a"), after(10, "b"), after(20, 3)]), ["a", "b", 3]);
+    assertEquals(loop.time(), 30);
+    assertEquals(yield* all([]), []);
+  });
+});
+
+Deno.test("G6 all: the types are those of the coroutines", async () => {
+  const [text, number]: [string, number] = await simulate(() => all([after(1, "a"), after(1, 2)]));
+  assertEquals([text, number], ["a", 2]);
+});
+
+Deno.test("G6 all: the first error cancels the rest, which are awaited", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    assertEquals(yield* caught(all([tidy(log, "a", 5), failing(10, "oops"), tidy(log, "b")])), "oops");
+    assertEquals([log, loop.time()], [["b", "a"], 15]);
+  });
+});
+
+Deno.test("G6 all: one that is no coroutine is refused, and the others are cleaned up", async () => {
+  await simulate(function* ({ loop }) {
+    const error = yield* caught(all([sleep(1000), null as unknown as Coroutine]));
+    assertInstanceOf(error, TypeError);
+    assertEquals([loop.time(), [...loop.tasks].length], [0, 1]);
+  });
+});
+
+Deno.test("G6 race: the first to end wins, and the losers have cleaned up when it returns", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    assertEquals(yield* race<unknown>([tidy(log, "loser", 25), after(10, "winner"), after(20, "second")]), "winner");
+    assertEquals([log, loop.time()], [["loser"], 35]);
+  });
+});
+
+Deno.test("G6 race: a tie goes to the first in the list, and undefined can win", async () => {
+  await simulate(function* () {
+    assertEquals(yield* race([after(10, "a"), after(10, "b")]), "a");
+    assertEquals(yield* race<unknown>([after(1, undefined), after(2, "late")]), undefined);
+  });
+});
+
+Deno.test("G6 race: an error that comes first is thrown, an error of a loser's cleanup too", async () => {
+  await simulate(function* () {
+    const log: string[] = [];
+    assertEquals(yield* caught(race<unknown>([failing(1, "oops"), tidy(log, "loser")])), "oops");
+    assertEquals(log, ["loser"]);
+    function* bad(): Coroutine<void> {
+      try {
+        yield* sleep(1000);
+      } finally {
+        throw "cleanup";
+      }
+    }
+    assertEquals(yield* caught(race<unknown>([after(1, "winner"), bad()])), "cleanup");
+    assertInstanceOf(yield* caught(race([])), TypeError);
+  });
+});
+
+Deno.test("G6 race: cancelled from outside it passes the cancellation on", async () => {
+  await simulate(function* () {
+    const log: string[] = [];
+    assertEquals(yield* moveOnAfter(10, race([tidy(log, "a"), tidy(log, "b")])), undefined);
+    assertEquals(log, ["a", "b"]);
+  });
+});
+
+// ---- G7 --------------------------------------------------------------------------------------------------------
+
+Deno.test("G7 children inherit the deadline and the cancel around the group", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    yield* moveOnAfter(
+      50,
+      taskGroup(function* (group) {
+        group.createTask(tidy(log, "child"));
+      }),
+    );
+    assertEquals([log, loop.time()], [["child"], 50]);
+  });
+});
+
+Deno.test("G7 they do not inherit the scopes around the place that calls createTask", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    yield* taskGroup(function* (group) {
+      yield* moveOnAfter(
+        10,
+        (function* () {
+          group.createTask((function* () {
+            yield* sleep(100);
+            log.push(`child at ${loop.time()}`);
+          })());
+          yield* sleep(1000);
+        })(),
+      );
+      log.push(`body at ${loop.time()}`);
+    });
+    assertEquals(log, ["body at 10", "child at 100"]);
+  });
+});
+
+Deno.test("G7 nor does a shield at that place cover them, but one around the group does", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    yield* moveOnAfter(
+      10,
+      taskGroup(function* (group) {
+        yield* shield((function* () {
+          group.createTask(tidy(log, "child"));
+          yield* sleep(20);
+          log.push("body");
+        })());
+      }),
+    );
+    assertEquals(log, ["child", "body"]);
+    yield* moveOnAfter(
+      10,
+      shield(taskGroup(function* (group) {
+        group.createTask(after(50, 1));
+      })),
+    );
+    assertEquals(loop.time(), 70);
+  });
+});
+
+Deno.test("G7 a task of another group, given the group, starts children that belong to it", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    yield* taskGroup(function* (outer) {
+      yield* taskGroup(function* (inner) {
+        inner.createTask((function* () {
+          outer.createTask(tidy(log, "in outer"));
+          yield* sleep(5);
+        })());
+      });
+      log.push(`inner ended at ${loop.time()}`);
+      outer.cancel();
+    });
+    assertEquals(log, ["inner ended at 5", "in outer"]);
+  });
+});
+
+// ---- start -----------------------------------------------------------------------------------------------------
+
+/** Says after `ms` that it has started, then works for `work`. */
+function server(ms: number, work: number, log: string[] = []): (started: (port: number) => void) => Coroutine<void> {
+  return function* (started) {
+    try {
+      yield* sleep(ms);
+      started(8080);
+      yield* sleep(work);
+      log.push("served");
+    } finally {
+      log.push("closed");
+    }
+  };
+}
+
+Deno.test("G1 start waits until the task says that it is ready, and the task goes on in the group", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    yield* taskGroup(function* (group) {
+      assertEquals(yield* group.start(server(10, 20, log)), 8080);
+      assertEquals([loop.time(), group.size], [10, 1]);
+    });
+    assertEquals([log, loop.time()], [["served", "closed"], 30]);
+  });
+});
+
+Deno.test("G2 start throws the error of a task that fails before it is ready, and the group goes on", async () => {
+  await simulate(function* () {
+    const value = yield* taskGroup(function* (group) {
+      assertEquals(yield* caught(group.start(() => failing(5, "no port"))), "no port");
+      const error = yield* caught(group.start(() => sleep(5)));
+      assertEquals(error.message, "Cannot wait for task 3 to start: it ended without saying that it had");
+      yield* sleep(5);
+      return "goes on";
+    });
+    assertEquals(value, "goes on");
+  });
+});
+
+Deno.test("G2 an error after it was ready is the group's", async () => {
+  await simulate(function* () {
+    const error = yield* caught(taskGroup(function* (group) {
+      yield* group.start(function* (started) {
+        started();
+        yield* sleep(5);
+        throw "later";
+      });
+      yield* sleep(1000);
+    }));
+    assertEquals(error, "later");
+  });
+});
+
+Deno.test("G4 a start that is cancelled cancels the task and waits for its cleanup", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    yield* taskGroup(function* (group) {
+      assertEquals(yield* moveOnAfter(10, group.start(() => tidy(log, "child", 15))), undefined);
+      assertEquals([log, loop.time(), group.size], [["child"], 25, 0]);
+    });
+  });
+});
+
+Deno.test("G2 a start that is cancelled does not lose the error of that cleanup", async () => {
+  await simulate(function* () {
+    yield* taskGroup(function* (group) {
+      const error = yield* caught(moveOnAfter(
+        10,
+        group.start(function* () {
+          try {
+            yield* sleep(1000);
+          } finally {
+            throw "cleanup";
+          }
+        }),
+      ));
+      assertEquals(error, "cleanup");
+    });
+  });
+});
+
+Deno.test("G1 start: ready twice is an error, ready at once is fine", async () => {
+  await simulate(function* () {
+    const error = yield* caught(taskGroup(function* (group) {
+      yield* group.start(function* (started) {
+        started();
+        started();
+      });
+    }));
+    assertEquals(error.message, "Cannot start task 2 twice: it has said already that it has started");
+    yield* taskGroup(function* (group) {
+      const value = yield* group.start<string>((started) => {
+        started("before the first step");
+        return sleep(1);
+      });
+      assertEquals(value, "before the first step");
+    });
+  });
+});
+
+// ---- Timers ----------------------------------------------------------------------------------------------------
+
+Deno.test("T1 10^5 timers set and cancelled leave nothing behind", async () => {
+  await simulate(function* ({ loop }) {
+    for (let i = 0; i < 100_000; i++) yield* failAfter(1e6 + i % 7, checkpoint());
+    assertEquals(timers(loop), 0);
+    yield* taskGroup(function* (group) {
+      for (let i = 0; i < 100_000; i++) group.createTask(sleep(1e6 + i % 1000));
+      yield* checkpoint();
+      assertEquals(timers(loop), 100_000);
+      group.cancel();
+    });
+    assertEquals([timers(loop), loop.time()], [0, 0]);
+  });
+});
+
+Deno.test("T1 deadlines set, moved and left in any order fire in the order of their times", async () => {
+  await simulate(function* ({ loop }) {
+    const fired: [at: number, deadline: number][] = [];
+    let seed = 7;
+    const random = (n: number) => (seed = seed * 48271 % 2147483647) % n;
+    yield* taskGroup(function* (group) {
+      for (let i = 0; i < 500; i++) {
+        const first = random(1000);
+        const last = random(1000);
+        group.createTask(cancelScope(function* (scope) {
+          yield* checkpoint();
+          scope.deadline = last;
+          if (i % 5 === 0) return;
+          try {
+            yield* sleep(1e6);
+          } finally {
+            fired.push([loop.time(), scope.deadline]);
+          }
+        }, { deadline: 1 + first }));
+      }
+    });
+    assertEquals(fired.length, 400);
+    for (const [at, deadline] of fired) assertEquals(at, deadline);
+    assertEquals(timers(loop), 0);
+  });
+});
+
+// ---- The loop around it ----------------------------------------------------------------------------------------
+
+Deno.test("G1 the outcome of a group is the outcome of run", async () => {
+  const { loop } = simulation();
+  const oops = new Error("oops");
+  const group = taskGroup(function* (group) {
+    group.createTask(failing(1, oops));
+  });
+  assertStrictEquals(await assertRejects(() => loop.run(group)), oops);
+  assertEquals([...loop.tasks], []);
+});
+
+Deno.test("G1 groups of two loops do not meet", async () => {
+  const sims: Simulation[] = [simulation(), simulation()];
+  const tasks: Task[] = [];
+  await Promise.all(sims.map(({ loop }, i) =>
+    loop.run(taskGroup(function* (group) {
+      tasks.push(group.createTask(sleep(10 * (i + 1))));
+    }))
+  ));
+  assertEquals(tasks.map((task) => task.done), [true, true]);
+});
