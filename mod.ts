@@ -27,6 +27,7 @@
 export {
   type Addr,
   BusyError,
+  call,
   Cancelled,
   CancelScope,
   cancelScope,

@@ -433,14 +433,14 @@ Deno.test("K6 a coroutine that is running or finished cannot be a task again", a
   await simulate(function* ({ loop }) {
     const coro = says([], "x", 2);
     const task = loop.createTask(coro);
-    assertThrows(() => loop.createTask(coro), TypeError, "already was given to one");
+    assertThrows(() => loop.createTask(coro), TypeError, "already was given to a task");
     yield* checkpoint();
-    assertThrows(() => loop.createTask(coro), TypeError, "already was given to one");
+    assertThrows(() => loop.createTask(coro), TypeError, "already was given to a task");
     yield* task.join();
-    assertThrows(() => loop.createTask(coro), TypeError, "already was given to one");
+    assertThrows(() => loop.createTask(coro), TypeError, "already was given to a task");
     const op = sleep(1);
     yield* loop.createTask(op).join();
-    assertThrows(() => loop.createTask(op), TypeError, "already was given to one");
+    assertThrows(() => loop.createTask(op), TypeError, "already was given to a task");
   });
 });
 

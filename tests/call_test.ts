@@ -1,0 +1,88 @@
+/** `call`: coroutines on a stack of the task's instead of the engine's. */
+import { assertEquals, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import { call, cancelScope, checkpoint, type Coroutine, Loop, park, ParkingLot, shield, TaskError } from "../mod.ts";
+
+function* depth(n: number): Coroutine<number> {
+  return n === 0 ? 0 : 1 + (yield* call(depth(n - 1)));
+}
+
+Deno.test("K13 recursion through call overflows no stack at depth 10^6", async () => {
+  assertEquals(await new Loop().run(depth(1_000_000)), 1_000_000);
+});
+
+Deno.test("K14 call yields one op, with the coroutine that is called", () => {
+  const coro = depth(0);
+  assertEquals(call(coro).next(), { value: ["call", coro], done: false });
+});
+
+Deno.test("call hands on what the called coroutine throws, and the caller can catch it", async () => {
+  const error = new Error("from below");
+  function* below(): Coroutine<never> {
+    yield* checkpoint();
+    throw error;
+  }
+  function* middle(): Coroutine {
+    yield* call(below());
+  }
+  function* main(): Coroutine<unknown> {
+    try {
+      yield* call(middle());
+    } catch (caught) {
+      return caught;
+    }
+  }
+  assertStrictEquals(await new Loop().run(main()), error);
+});
+
+Deno.test("C1 a cancellation unwinds called coroutines from the inside out, shielded cleanup included", async () => {
+  const loop = new Loop();
+  const order: string[] = [];
+  function* level(n: number): Coroutine {
+    try {
+      if (n === 0) yield* park(new ParkingLot("nothing"));
+      else yield* call(level(n - 1));
+      order.push("not reached");
+    } finally {
+      yield* call(shield(checkpoint()));
+      order.push(`cleaned up ${n}`);
+    }
+  }
+  function* main(): Coroutine {
+    const task = loop.createTask(level(2));
+    for (let i = 0; i < 10; i++) yield* checkpoint();
+    task.cancel();
+    yield* task.wait();
+    assertEquals(task.cancelled, true);
+    assertThrows(() => task.result(), TaskError);
+  }
+  await loop.run(main());
+  assertEquals(order, []);
+});
+
+Deno.test("C9 a scope inside a called coroutine catches its own cancellation", async () => {
+  function* inner(): Coroutine<string | undefined> {
+    return yield* cancelScope(function* (scope) {
+      scope.cancel();
+      yield* call(depth(3));
+      return "not reached";
+    });
+  }
+  function* main(): Coroutine<string | undefined> {
+    return yield* call(inner());
+  }
+  assertEquals(await new Loop().run(main()), undefined);
+});
+
+Deno.test("K6 call refuses what is no coroutine, and one that was used, and says so at the place", async () => {
+  const loop = new Loop();
+  const run = (what: unknown) =>
+    loop.run(function* (): Coroutine {
+      yield* call(what as Coroutine);
+    }());
+  await assertRejects(() => run(depth), TypeError, "call it, as in call(depth())");
+  await assertRejects(() => run(Promise.resolve()), TypeError, "until(promise)");
+  await assertRejects(() => run(undefined), TypeError, "Cannot call undefined");
+  const used = depth(0);
+  await loop.run(used);
+  await assertRejects(() => run(used), TypeError, "already was given to a task");
+});
