@@ -11,7 +11,7 @@ const ROOT = new URL("..", import.meta.url);
 const VALUES = `
   BusyError CancelScope Cancelled ClosedError Condition DatagramSocket DeadlockError DefaultSelector EVENT_READ
   EVENT_WRITE Event IncompleteReadError LifoQueue LimitError Listener Lock Loop ParkingLot Pollable PriorityQueue
-  Queue Semaphore Socket Stream Task TaskError TaskGroup TaskLocal TimeoutError WouldBlock all cancelScope checkpoint
+  Queue Semaphore Socket Stream Task TaskError TaskGroup TaskLocal TimeoutError WouldBlock all call cancelScope checkpoint
   connect connectTls currentTask datagram failAfter listen listenTls moveOnAfter park race readWait runningLoop serve
   shield sleep socketPair startTls taskGroup until writeWait
 `;

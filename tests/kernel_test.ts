@@ -206,6 +206,21 @@ Deno.test("K3 two tasks that ping-pong starve no socket", needs({ net: true }), 
   assertEquals(echoed, 20);
 });
 
+Deno.test("K3 steps that hold the thread for a while do not starve a timer of Deno's", async () => {
+  let heavy = 0;
+  let heard = 0;
+  const timer = setTimeout(() => heard = heavy, 1);
+  await new Loop().run((function* () {
+    for (; !heard && heavy < 40; heavy++) {
+      const end = performance.now() + 1;
+      while (performance.now() < end);
+      yield* checkpoint();
+    }
+  })());
+  clearTimeout(timer);
+  assert(heard > 0 && heard < 40, `heard after ${heard} steps of 1 ms`);
+});
+
 const signals = { ...needs({ run: true }) };
 signals.ignore ||= Deno.build.os === "windows";
 
@@ -880,6 +895,8 @@ Deno.test("K13 a hundred thousand tasks leave nothing behind", async () => {
       yield* sleep(1);
     }
     assertEquals([...loop.tasks].length, 1);
+    // In the tree of scopes there are the root and this task's.
+    assertEquals([...currentTask()._base._parent!._walk()].length, 2);
   })());
   assertEquals(ended, 100_000);
   assertEquals([...loop.tasks], []);
