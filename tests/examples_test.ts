@@ -11,7 +11,7 @@ import { hasProgram, needs, needsPrograms } from "./permissions.ts";
 import { Client, example, noise, run, Server } from "./server_process.ts";
 
 /** The servers that serve many clients at once. */
-const CONCURRENT = ["echo", "trace", "echo_async", "echo_select", "echo_thread"];
+const CONCURRENT = ["echo", "echo_stream", "trace", "echo_async", "echo_select", "echo_thread"];
 const ALL = [...CONCURRENT, "echo_blocking"];
 
 const WANTED = { net: true, run: true, read: true } as const;
