@@ -23,13 +23,14 @@ const TYPES = `
   ShieldOptions SocketLike StartTlsOptions StreamOptions StreamSocket TaskOptions TlsHandshakeInfo TraceEvent
 `;
 
-/** Which root modules a root module may import. */
+/** What a root module may import. */
 const LAYERS: Record<string, string[]> = {
   "loop.ts": [],
   "scope.ts": ["loop.ts"],
   "sync.ts": ["loop.ts", "scope.ts"],
   "stream.ts": ["loop.ts", "scope.ts"],
   "net.ts": ["loop.ts"],
+  "process.ts": ["loop.ts", "scope.ts", "sync.ts", "node:worker_threads"],
 };
 
 function words(text: string): string[] {
