@@ -1461,6 +1461,7 @@ export class Loop {
     if (this.#running) throw new Error("Cannot run the loop: it is running already");
     this.#running = true;
     this.#stopped = false;
+    this.#platformTurned = this.time();
   }
 
   #end(): void {
