@@ -1,0 +1,672 @@
+/**
+ * The shim from the inside: the selector used by hand, and sockets over connections whose every read, write and accept
+ * the test itself completes.
+ */
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertThrows } from "@std/assert";
+import {
+  type Addr,
+  BusyError,
+  ClosedError,
+  type Connection,
+  type ConnectionListener,
+  DefaultSelector,
+  EVENT_READ,
+  EVENT_WRITE,
+  Listener,
+  Loop,
+  Socket,
+  socketPair,
+  WouldBlock,
+} from "../mod.ts";
+import { bytes, text, thrownBy } from "./net_transports.ts";
+
+const ADDR: Addr = { transport: "tcp", hostname: "127.0.0.1", port: 1 };
+const KB = 1024;
+
+/** Lets every promise that can settle do so. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+interface Pending<T> {
+  buffer: Uint8Array;
+  resolve(value: T): void;
+  reject(error: Error): void;
+}
+
+/** A connection that does nothing by itself. */
+class FakeConnection implements Connection {
+  readonly localAddr = ADDR;
+  readonly remoteAddr = ADDR;
+  /** What is under way. */
+  reads: Pending<number | null>[] = [];
+  writes: Pending<number>[] = [];
+  /** How large each read was. */
+  readonly readSizes: number[] = [];
+  /** Everything that was written. */
+  written = "";
+  writeEnded = false;
+  closed = 0;
+  readonly settings: string[] = [];
+  /** The largest numbers of reads and writes that were under way at once. */
+  most = 0;
+
+  read(buffer: Uint8Array): Promise<number | null> {
+    this.readSizes.push(buffer.length);
+    return this.#begin(this.reads, buffer);
+  }
+  write(data: Uint8Array): Promise<number> {
+    return this.#begin(this.writes, data);
+  }
+  #begin<T>(list: Pending<T>[], buffer: Uint8Array): Promise<T> {
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    list.push({ buffer, resolve, reject });
+    this.most = Math.max(this.most, this.reads.length, this.writes.length);
+    return promise;
+  }
+  closeWrite(): Promise<void> {
+    this.writeEnded = true;
+    return Promise.resolve();
+  }
+  close(): void {
+    this.closed++;
+    if (this.closed > 1) throw new Deno.errors.BadResource("Bad resource ID");
+    for (const pending of [...this.reads, ...this.writes]) pending.reject(new Deno.errors.Interrupted("closed"));
+    this.reads = [];
+    this.writes = [];
+  }
+  setNoDelay(on?: boolean): void {
+    if (this.writes.length > 0) throw new Deno.errors.Busy("a write is under way");
+    this.settings.push(`noDelay ${on}`);
+  }
+  setKeepAlive(on?: boolean): void {
+    if (on === false) throw new Error("This connection is broken");
+    this.settings.push(`keepAlive ${on}`);
+  }
+
+  /** The peer sends `data`. */
+  async arrive(data: string | number): Promise<void> {
+    const { buffer, resolve } = this.reads.shift()!;
+    const chunk = typeof data === "string" ? bytes(data) : new Uint8Array(data);
+    buffer.set(chunk);
+    resolve(chunk.length);
+    await turn();
+  }
+  /** The peer ends its side. */
+  async arriveEnd(): Promise<void> {
+    this.reads.shift()!.resolve(null);
+    await turn();
+  }
+  /** The system takes `n` bytes of the write under way, all of it by default. */
+  async take(n?: number): Promise<void> {
+    const { buffer, resolve } = this.writes.shift()!;
+    const taken = buffer.subarray(0, n ?? buffer.length);
+    this.written += text(taken);
+    resolve(taken.length);
+    await turn();
+  }
+}
+
+function fake(): { conn: FakeConnection; sock: Socket; selector: DefaultSelector } {
+  const conn = new FakeConnection();
+  return { conn, sock: new Socket(conn), selector: new DefaultSelector() };
+}
+
+/** Runs `body` with `setTimeout` in its hands: nothing fires by itself. */
+async function withTimers(body: (timers: Map<number, { run: () => void; ms: number }>) => Promise<void>) {
+  const timers = new Map<number, { run: () => void; ms: number }>();
+  const { setTimeout, clearTimeout } = globalThis;
+  let id = 1;
+  Object.assign(globalThis, {
+    setTimeout: (run: () => void, ms: number) => (timers.set(id, { run, ms }), id++),
+    clearTimeout: (id: number) => void timers.delete(id),
+  });
+  try {
+    await body(timers);
+  } finally {
+    Object.assign(globalThis, { setTimeout, clearTimeout });
+  }
+}
+
+// ---- The selector by hand ----------------------------------------------------------------------------------------
+
+Deno.test("selector: level-triggered, until it is unregistered or no longer ready", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ, "data of mine");
+  assertEquals(await selector.select(0), []);
+  await conn.arrive("ab");
+  for (let i = 0; i < 3; i++) {
+    const [[key, mask]] = await selector.select();
+    assertEquals([key.fileobj, key.events, key.data, mask], [sock, EVENT_READ, "data of mine", EVENT_READ]);
+  }
+  sock.recv(1);
+  assertEquals((await selector.select()).length, 1);
+  sock.recv(1);
+  assertEquals(await selector.select(0), []);
+  await conn.arrive("c");
+  selector.unregister(sock);
+  assertEquals(await selector.select(0), []);
+  selector.close();
+});
+
+Deno.test("selector: both events of one socket, under one key and under two", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ | EVENT_WRITE, "both");
+  assertEquals((await selector.select()).map(([key, mask]) => [key.data, mask]), [["both", EVENT_WRITE]]);
+  await conn.arrive("x");
+  assertEquals((await selector.select()).map(([, mask]) => mask), [EVENT_READ | EVENT_WRITE]);
+  selector.unregister(sock, EVENT_WRITE);
+  assertEquals((await selector.select()).map(([key, mask]) => [key.events, mask]), [[EVENT_READ, EVENT_READ]]);
+  selector.register(sock, EVENT_WRITE, "write");
+  assertEquals((await selector.select()).map(([key, mask]) => [key.data, mask]), [["both", 1], ["write", 2]]);
+  selector.unregister(sock);
+  assertEquals(await selector.select(0), []);
+  selector.close();
+});
+
+Deno.test("selector: reports who is ready of many, in the order they became so", async () => {
+  const selector = new DefaultSelector();
+  const all = [0, 1, 2, 3].map(() => fake());
+  for (const [i, { sock }] of all.entries()) selector.register(sock, EVENT_READ, i);
+  await selector.select(0);
+  await all[2].conn.arrive("x");
+  await all[0].conn.arrive("x");
+  assertEquals((await selector.select()).map(([key]) => key.data), [2, 0]);
+  selector.close();
+});
+
+Deno.test("selector: a select under way returns at an event, at wakeup(), at another select and at close()", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  const first = selector.select();
+  await conn.arrive("x");
+  assertEquals((await first).length, 1);
+  sock.recv(1);
+  const second = selector.select();
+  await turn();
+  selector.wakeup();
+  assertEquals(await second, []);
+  const third = selector.select();
+  await turn();
+  const fourth = selector.select();
+  assertEquals(await third, []);
+  selector.close();
+  assertEquals(await fourth, []);
+});
+
+Deno.test("selector: a timeout ends the wait, not before its time, and leaves no timer after close()", async () => {
+  const { sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  for (const ms of [5, 0.5, 3]) {
+    const start = performance.now();
+    assertEquals(await selector.select(ms), []);
+    assert(performance.now() - start >= ms);
+  }
+  const long = selector.select(1e6);
+  await turn();
+  selector.wakeup();
+  await long;
+  selector.close();
+});
+
+Deno.test("selector: a timeout beyond 2^31-1 ms neither fires early nor spins", () =>
+  withTimers(async (timers) => {
+    const selector = new DefaultSelector();
+    let returned = false;
+    const long = selector.select(2 ** 40).then(() => returned = true);
+    await turn();
+    for (let i = 0; i < 3; i++) {
+      const [[id, timer]] = timers;
+      assertEquals(timer.ms, 2 ** 31 - 1);
+      timers.delete(id);
+      timer.run(); // As far as the platform's timers reach; the wait goes on.
+      await turn();
+      assertEquals([returned, timers.size], [false, 1]);
+    }
+    selector.close();
+    await long;
+    assertEquals(timers.size, 0);
+  }));
+
+Deno.test("selector: an earlier timeout is not held up by the timer of a later one", () =>
+  withTimers(async (timers) => {
+    const selector = new DefaultSelector();
+    const later = selector.select(60_000);
+    await turn();
+    selector.wakeup();
+    await later;
+    void selector.select(10);
+    await turn();
+    assertEquals([...timers.values()].map(({ ms }) => ms > 60), [false]);
+    selector.close();
+    await turn();
+  }));
+
+Deno.test("selector: mistakes are told at once", async () => {
+  const { sock, selector } = fake();
+  const other = new DefaultSelector();
+  assertThrows(() => selector.register({ id: 1 }, EVENT_READ), TypeError, "it is no socket or listener");
+  assertThrows(() => selector.register(sock, 0), TypeError, "Cannot wait for events 0");
+  assertThrows(() => selector.register(sock, 4), TypeError, "use EVENT_READ, EVENT_WRITE");
+  selector.register(sock, EVENT_READ);
+  assertThrows(() => selector.register(sock, EVENT_READ), BusyError, `Cannot wait to read ${sock}`);
+  assertThrows(() => other.register(sock, EVENT_READ | EVENT_WRITE), BusyError);
+  other.unregister(sock); // It is not its own: nothing happens.
+  assertThrows(() => selector.register(sock, EVENT_READ), BusyError);
+  await assertRejects(() => selector.select(NaN), RangeError, "Cannot select for NaN ms");
+  sock.close();
+  assertThrows(() => other.register(sock, EVENT_WRITE), ClosedError, "it is closed");
+  selector.close();
+  selector.close();
+  assertThrows(() => selector.register(fake().sock, EVENT_READ), ClosedError, "the selector is closed");
+  await assertRejects(() => selector.select(0), ClosedError, "Cannot select: the selector is closed");
+});
+
+Deno.test("selector: a socket that is closed while it is watched is ready, and says why when it is used", async () => {
+  const { sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  const selected = selector.select();
+  await turn();
+  sock.close();
+  assertEquals((await selected).length, 1);
+  assertThrows(() => sock.recv(1), ClosedError);
+  selector.close();
+});
+
+Deno.test("K3 a loop that never rests still sees the system's input every few milliseconds", async () => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const [peer, conn] = await Promise.all([Deno.connect({ port: listener.addr.port }), listener.accept()]);
+  const sock = new Socket(conn as Connection);
+  const selector = new DefaultSelector();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  await peer.write(bytes("x"));
+  let polls = 0;
+  while (selector.poll().length === 0 && polls < 20) {
+    for (const start = performance.now(); performance.now() - start < 6;); // Work.
+    await selector.select(0);
+    polls++;
+  }
+  assert(polls <= 3, `It took ${polls} polls`);
+  selector.close();
+  sock.close();
+  peer.close();
+  listener.close();
+});
+
+// ---- Reading -----------------------------------------------------------------------------------------------------
+
+Deno.test("N7 a socket reads once, when it is first watched, and not again until all is taken", async () => {
+  const { conn, sock, selector } = fake();
+  await turn();
+  assertEquals(conn.reads.length, 0);
+  selector.register(sock, EVENT_READ);
+  for (let i = 0; i < 5; i++) await selector.select(0);
+  assertEquals(conn.readSizes, [KB]);
+  await conn.arrive("abc");
+  sock.recv(2);
+  for (let i = 0; i < 5; i++) await selector.select(0);
+  assertEquals(conn.readSizes.length, 1);
+  sock.recv(2);
+  await selector.select(0);
+  assertEquals(conn.readSizes.length, 2);
+  assertEquals(conn.most, 1);
+  sock.close();
+  selector.close();
+});
+
+/** How large the reads get when the peer fills each by `share`, as `sizes` of them. */
+async function sizesOfReads(shares: ((size: number) => number)[]): Promise<number[]> {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  for (const share of shares) {
+    await selector.select(0);
+    const size = conn.readSizes.at(-1)!;
+    await conn.arrive(share(size));
+    sock.recv(size);
+  }
+  sock.abort();
+  selector.close();
+  return conn.readSizes;
+}
+
+Deno.test("N7 reads grow with bulk up to 64 KiB, and shrink again", async () => {
+  const full = (size: number) => size;
+  const few = () => 10;
+  assertEquals(await sizesOfReads([full, full, full, full, full]), [KB, 4 * KB, 16 * KB, 64 * KB, 64 * KB]);
+  const sizes = await sizesOfReads([full, full, full, few, few, few, few, few]);
+  assertEquals(sizes.slice(0, 7), [KB, 4 * KB, 16 * KB, 64 * KB, 16 * KB, 4 * KB, KB]);
+  assert(sizes[7] <= KB); // From here on the rest of the small one is used.
+});
+
+Deno.test("N7 small messages share a slab, and keep to the smallest", async () => {
+  const sizes = await sizesOfReads(new Array(40).fill(() => 64));
+  assert(sizes.every((size) => size <= KB && size >= KB / 4), `${sizes}`);
+  assert(sizes.filter((size) => size === KB).length <= 4, `${sizes}`);
+});
+
+Deno.test("N7 recvInto uses one slab over and over", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  const buffers = new Set<ArrayBufferLike>();
+  for (let i = 0; i < 100; i++) {
+    await selector.select(0);
+    buffers.add(conn.reads[0].buffer.buffer);
+    await conn.arrive(500);
+    sock.recvInto(new Uint8Array(500));
+  }
+  assertEquals(buffers.size, 1);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N7 recvInto does not free what recv has handed out", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  await conn.arrive("abcd");
+  const view = sock.recv(2);
+  sock.recvInto(new Uint8Array(10));
+  await selector.select(0);
+  await conn.arrive("WXYZ");
+  assertEquals(text(view), "ab");
+  assertEquals(text(sock.recv(10)), "WXYZ");
+  assertEquals(text(view), "ab");
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N2 the end of the stream lets go of the buffer, and reads no more", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  await conn.arriveEnd();
+  for (let i = 0; i < 3; i++) {
+    assertEquals((await selector.select()).length, 1);
+    assertEquals(sock.recv(5).length, 0);
+  }
+  assertEquals(conn.readSizes.length, 1);
+  sock.close();
+  assertEquals(conn.closed, 1);
+  selector.close();
+});
+
+// ---- Writing -----------------------------------------------------------------------------------------------------
+
+Deno.test("N7 a socket takes 128 KiB that do not leave, and no more", async () => {
+  const { conn, sock, selector } = fake();
+  let sent = 0;
+  assertThrows(
+    () => {
+      while (true) sent += sock.send(new Uint8Array(10_000));
+    },
+    WouldBlock,
+    `Cannot send on ${sock}: it holds 65536 bytes that have not left yet`,
+  );
+  assert(sent <= 128 * KB && sent > 64 * KB, `${sent}`);
+  assertEquals(conn.most, 1);
+  selector.register(sock, EVENT_WRITE);
+  assertEquals(await selector.select(0), []);
+  await conn.take();
+  assertEquals((await selector.select()).length, 1);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N7 what is sent while a write is under way goes out in one more, in order", async () => {
+  const { conn, sock } = fake();
+  for (const word of ["one ", "two ", "three ", "four"]) sock.send(bytes(word));
+  assertEquals(sock.send(bytes("")), 0);
+  assertEquals(conn.writes.length, 1);
+  await conn.take(2); // In part.
+  assertEquals(conn.writes.length, 1);
+  await conn.take();
+  await conn.take();
+  assertEquals(conn.written, "one two three four");
+  assertEquals(conn.writes.length, 0);
+  sock.close();
+  assertEquals(conn.closed, 1);
+});
+
+Deno.test("N7 bytes that wait grow through every size of buffer unharmed", async () => {
+  const { conn, sock } = fake();
+  sock.send(bytes("-"));
+  let sent = "-";
+  for (const [i, size] of [10, 1500, 5000, 20_000, 30_000].entries()) {
+    const chunk = String.fromCharCode(97 + i).repeat(size);
+    assertEquals(sock.send(bytes(chunk)), size);
+    sent += chunk;
+  }
+  await conn.take();
+  await conn.take();
+  assert(conn.written === sent);
+  sock.close();
+});
+
+Deno.test("N6 a failed write is thrown by every later send, and by nobody else", async () => {
+  const { conn, sock, selector } = fake();
+  sock.send(bytes("abc"));
+  sock.send(bytes("def"));
+  selector.register(sock, EVENT_WRITE);
+  conn.writes.shift()!.reject(new Deno.errors.BrokenPipe("Broken pipe"));
+  await turn();
+  assertEquals((await selector.select()).length, 1);
+  for (let i = 0; i < 2; i++) assertThrows(() => sock.send(bytes("x")), Deno.errors.BrokenPipe);
+  sock.close();
+  assertEquals(conn.closed, 1);
+  selector.close();
+});
+
+Deno.test("N15 a setting that has to wait for a write may fail without a sound", async () => {
+  const { conn, sock } = fake();
+  sock.send(bytes("abc"));
+  sock.setKeepAlive(false);
+  sock.setNoDelay();
+  assertEquals(conn.settings, []);
+  await conn.take();
+  assertEquals(conn.settings, ["noDelay true"]);
+  assertThrows(() => sock.setKeepAlive(false), Error, "broken"); // At once, it is told at once.
+  sock.close();
+});
+
+// ---- The end -----------------------------------------------------------------------------------------------------
+
+Deno.test("N5 close() delivers, ends its side, reads what comes until the peer ends, and lets go", () =>
+  withTimers(async (timers) => {
+    const { conn, sock } = fake();
+    sock.send(bytes("abc"));
+    sock.send(bytes("def"));
+    sock.close();
+    assertEquals([...timers.values()].map(({ ms }) => ms), [10_000]);
+    await conn.arrive("noise"); // So that a peer that is busy sending gets to read.
+    await conn.take(1);
+    await conn.take();
+    assertEquals(conn.writeEnded, false);
+    await conn.take();
+    assertEquals([conn.written, conn.writeEnded, conn.closed], ["abcdef", true, 0]);
+    await conn.arrive("more noise");
+    await conn.arriveEnd();
+    assertEquals([conn.closed, timers.size, conn.most], [1, 0, 1]);
+  }));
+
+Deno.test("N5 a peer that never ends holds a closed socket for ten seconds at most", () =>
+  withTimers(async (timers) => {
+    for (const reads of [true, false]) {
+      const { conn, sock } = fake();
+      sock.send(bytes("abc"));
+      sock.close();
+      if (reads) await conn.take();
+      await conn.arrive("noise");
+      assertEquals(conn.closed, 0);
+      const [[id, { run, ms }]] = timers;
+      assertEquals(ms, 10_000);
+      timers.delete(id);
+      run();
+      await turn();
+      assertEquals(conn.closed >= 1, true);
+      assertEquals([conn.reads.length, conn.writes.length, timers.size], [0, 0, 0]);
+    }
+  }));
+
+Deno.test("N5 with nothing unsent and nothing unread, close() closes at once", async () => {
+  const { conn, sock, selector } = fake();
+  sock.send(bytes("abc"));
+  await conn.take();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  sock.close();
+  assertEquals(conn.closed, 1);
+  await turn();
+  selector.close();
+});
+
+Deno.test("N5 close() after input that was not read reads on until the peer ends", () =>
+  withTimers(async (timers) => {
+    const { conn, sock, selector } = fake();
+    selector.register(sock, EVENT_READ);
+    await selector.select(0);
+    await conn.arrive("unread");
+    sock.close();
+    await turn();
+    assertEquals([conn.writeEnded, conn.closed, conn.reads.length], [true, 0, 1]);
+    await conn.arriveEnd();
+    assertEquals([conn.closed, timers.size], [1, 0]);
+    selector.close();
+  }));
+
+Deno.test("N5 abort() ends at once, also what close() had begun", () =>
+  withTimers(async (timers) => {
+    for (const first of [true, false]) {
+      const { conn, sock } = fake();
+      sock.send(bytes("abc"));
+      sock.send(bytes("def"));
+      if (first) sock.close();
+      sock.abort();
+      sock.abort();
+      await turn();
+      assertEquals(conn.closed >= 1, true);
+      assertEquals([conn.written, timers.size], ["", 0]);
+    }
+  }));
+
+Deno.test("N5 two flushes one after the other each wait for their own bytes", async () => {
+  const { conn, sock } = fake();
+  const loop = new Loop();
+  sock.send(bytes("abc"));
+  const cancelled = loop.run((function* () {
+    const ending = loop.createTask(sock.closeWrite());
+    setTimeout(() => ending.cancel(), 1);
+    yield* ending.wait();
+  })());
+  await cancelled;
+  await conn.take();
+  sock.send(bytes("def"));
+  sock.close();
+  await turn();
+  assertEquals([conn.writeEnded, conn.closed], [false, 0]);
+  await conn.take();
+  assertEquals([conn.written, conn.writeEnded], ["abcdef", true]);
+  await conn.arriveEnd();
+  assertEquals(conn.closed, 1);
+});
+
+// ---- Listeners ---------------------------------------------------------------------------------------------------
+
+class FakeListener implements ConnectionListener {
+  readonly addr = ADDR;
+  accepts: { resolve(conn: Connection): void; reject(error: Error): void }[] = [];
+  closed = 0;
+  accept(): Promise<Connection> {
+    const { promise, resolve, reject } = Promise.withResolvers<Connection>();
+    this.accepts.push({ resolve, reject });
+    return promise;
+  }
+  close(): void {
+    this.closed++;
+    for (const accept of this.accepts) accept.reject(new Deno.errors.BadResource("Listener has been closed"));
+  }
+}
+
+Deno.test("N10 what goes wrong in accept is thrown once, and the listener goes on", async () => {
+  const below = new FakeListener();
+  const listener = new Listener(below);
+  const selector = new DefaultSelector();
+  selector.register(listener, EVENT_READ);
+  await selector.select(0);
+  const error = Object.assign(new Error("Too many open files (os error 24)"), { code: "EMFILE" });
+  below.accepts.shift()!.reject(error);
+  await turn();
+  assertEquals((await selector.select()).length, 1);
+  assertThrows(() => listener.accept(), Error, "Too many open files");
+  assertThrows(() => listener.accept(), WouldBlock, `Cannot accept from ${listener}`);
+  await selector.select(0);
+  below.accepts.shift()!.resolve(new FakeConnection());
+  await turn();
+  assertInstanceOf(listener.accept()[0], Socket);
+  listener.close();
+  selector.close();
+});
+
+Deno.test("N10 a client that was gone before it was accepted is passed over", async () => {
+  const below = new FakeListener();
+  const listener = new Listener(below);
+  const selector = new DefaultSelector();
+  selector.register(listener, EVENT_READ);
+  for (const Gone of [Deno.errors.NotConnected, Deno.errors.ConnectionAborted, Deno.errors.ConnectionReset]) {
+    await selector.select(0);
+    below.accepts.shift()!.reject(new Gone("gone"));
+    await turn();
+    assertEquals(await selector.select(0), []);
+  }
+  assertEquals(below.accepts.length, 1);
+  listener.close();
+  await turn();
+  selector.close();
+});
+
+Deno.test("N8 a connection that comes to a closed listener is closed", async () => {
+  const below = new FakeListener();
+  const listener = new Listener(below);
+  const selector = new DefaultSelector();
+  selector.register(listener, EVENT_READ);
+  await selector.select(0);
+  listener.close();
+  const conn = new FakeConnection();
+  below.close = () => {};
+  below.accepts = [];
+  const late = new FakeListener();
+  const other = new Listener(late);
+  selector.register(other, EVENT_READ);
+  await selector.select(0);
+  late.close = () => late.accepts[0].resolve(conn);
+  other.close();
+  await turn();
+  assertEquals(conn.closed, 1);
+  selector.close();
+});
+
+// ---- The pair in memory ------------------------------------------------------------------------------------------
+
+Deno.test("socketPair needs no loop to be read and written", async () => {
+  const [left, right] = socketPair();
+  const selector = new DefaultSelector();
+  left.send(bytes("hello"));
+  selector.register(right, EVENT_READ);
+  assertEquals((await selector.select()).length, 1);
+  assertEquals(text(right.recv(10)), "hello");
+  left.close();
+  right.close();
+  selector.close();
+});
+
+Deno.test("socketPair: an end closed with input unread resets the other", async () => {
+  const loop = new Loop();
+  await loop.run((function* () {
+    const [left, right] = socketPair();
+    yield* loop.sockSendall(left, bytes("unread"));
+    right.abort();
+    assertInstanceOf(yield* thrownBy(loop.sockRecv(left, 1)), Deno.errors.ConnectionReset);
+    left.close();
+  })());
+});
