@@ -35,7 +35,7 @@ function machine(): string[] {
   const memory = Math.round(Deno.systemMemoryInfo().total / 2 ** 30);
   const load = Deno.loadavg()[0].toFixed(1);
   return [
-    `${navigator.hardwareConcurrency} cores, ${model}, ${memory} GiB, Linux ${Deno.osRelease()}, load at the end ${load}`,
+    `${navigator.hardwareConcurrency} cores, ${model}, ${memory} GiB, load at the end ${load}`,
   ];
 }
 
@@ -51,6 +51,7 @@ if (import.meta.main) {
     console.log(`\n${text}`);
   } else {
     await Deno.writeTextFile(RESULTS, text);
+    await new Deno.Command(Deno.execPath(), { args: ["fmt", "-q", RESULTS.pathname] }).output();
     console.log(`\nWrote ${RESULTS.pathname}`);
   }
 }
