@@ -1096,6 +1096,12 @@ export class Task<T = any> implements PromiseLike<T> {
     return this.#swallowed >= SWALLOWED_MAX;
   }
 
+  #isOwn(error: Cancelled): boolean {
+    const scope = error._scope;
+    if (scope === null) return false;
+    return scope === this._base._cancelledBy || this._base._isIn(scope); // The first says it nearly always, at no cost.
+  }
+
   /** @internal It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
   _end(value: unknown, threw: boolean): boolean {
     if (threw && this._base._cancelledBy) blame(value, this.#lastCancelled);
@@ -1104,7 +1110,7 @@ export class Task<T = any> implements PromiseLike<T> {
     this._value = value;
     this._throws = threw;
     // A `Cancelled` from elsewhere, say from another loop, is an error like any other.
-    this.#cancelled = threw && value instanceof Cancelled && this._base._isIn(value._scope);
+    this.#cancelled = threw && value instanceof Cancelled && this.#isOwn(value);
     this._base._leave();
     this.#ended?.unparkAll();
     for (const callback of this.#callbacks ?? []) {
@@ -1528,7 +1534,7 @@ export class Loop {
   #perform(task: Task<any>, op: Op): void {
     if (this.#trace) this.#tell(task, op);
     const scope = task._scope;
-    if (scope._timed) scope._expire(this.time());
+    if (scope._timed && this._timers.first) this.#expire(scope, this._timers.first.time);
     if (scope._cancelledBy) {
       hush(op);
       return task._swallows ? this.#giveUp(task) : this.#deliver(task, scope._cancelledBy);
@@ -1601,6 +1607,12 @@ export class Loop {
   /** The grace is over, and nothing came. */
   #checkDeadlock(): void {
     if (this.#stuck && this.ready.length === 0 && !this.#stopped) throw new DeadlockError([...this.tasks]);
+  }
+
+  /** A deadline that passed since the time band counts at the op. None did if it is not yet time for the first timer. */
+  #expire(scope: CancelScope, first: number): void {
+    const now = this.time();
+    if (first <= now) scope._expire(now);
   }
 
   #fireTimers(): void {
