@@ -122,3 +122,11 @@ export {
   type StartTlsOptions,
   type TlsHandshakeInfo,
 } from "./net.ts";
+export {
+  runInWorker,
+  signal,
+  SignalQueue,
+  WorkerPool,
+  type WorkerPoolOptions,
+  type WorkerRunOptions,
+} from "./process.ts";

@@ -1,0 +1,541 @@
+/**
+ * process.ts: the process around the loop, its signals and its workers.
+ *
+ * A signal comes from outside the program, and work that burns CPU has to get out of the loop's thread: both are waits for
+ * something that the loop does not make itself. They are built on one op, `until`, and on the primitives of `sync.ts`.
+ *
+ * The rules:
+ *
+ * - What listens is taken off when the wait or the block is over, cancelled too: a program without a listener has the
+ *   platform's own answer to a signal again, which for most is to end.
+ * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown at who waits.
+ * - To cancel a run is to end its thread, in the middle of a computation if need be; a thread that may be in disorder is
+ *   never used again.
+ *
+ * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of
+ * `node:worker_threads`, which Deno has built in, and which is loaded at the first run. Discussion: the `Worker` of the web
+ * would be closer at hand, but in Deno 2.9 its `terminate()` does not stop a thread that never gives up control, so that
+ * just the work this is made for could not be cancelled, and would keep the program from ending.
+ *
+ * @module
+ */
+
+import type { Worker } from "node:worker_threads";
+import { ClosedError, type Coroutine, Deque, until } from "./loop.ts";
+import { shield } from "./scope.ts";
+import { Lock, Semaphore } from "./sync.ts";
+
+// ----------------------------------------------------------------------------------------------------------------
+// Signals
+// ----------------------------------------------------------------------------------------------------------------
+
+/** How many signals a {@linkcode SignalQueue} keeps; a flood nobody takes from must not fill the memory. */
+const SIGNALS_MAX = 1024;
+
+/**
+ * Waits for one delivery of a signal, or of one of several, and returns its name. It listens from its first step until it
+ * returns or throws. A signal that comes before that or after it has the platform's own effect; to miss none in between
+ * two waits, use a {@linkcode SignalQueue}.
+ *
+ * @throws {TypeError} If no signal is named, or the platform knows none of that name.
+ *
+ * @example
+ * ```ts
+ * import { Loop, moveOnAfter, signal } from "@yieldloop/yieldloop";
+ *
+ * const name = await new Loop().run(moveOnAfter(5, signal("SIGINT", "SIGTERM")));
+ * console.log(name ?? "nobody pressed Ctrl-C");
+ * ```
+ */
+export function signal(...names: Deno.Signal[]): Coroutine<Deno.Signal> {
+  checkSignals(names);
+  return nextSignal(names);
+}
+
+function* nextSignal(names: Deno.Signal[]): Coroutine<Deno.Signal> {
+  using signals = new SignalQueue(...names);
+  return yield* signals.get();
+}
+
+/**
+ * Listens to signals from when it is made until it is closed, and keeps them in the order they came. After curio's
+ * `SignalQueue`. At most 1024 are kept, which is more than a person sends; what comes then is dropped. (The platform itself
+ * may take two of the same name for one if they come faster than it looks.) A task that waits keeps the program going; a
+ * queue that only listens does not.
+ *
+ * @example
+ * ```ts
+ * import { Loop, moveOnAfter, SignalQueue } from "@yieldloop/yieldloop";
+ *
+ * function* main() {
+ *   using signals = new SignalQueue("SIGINT");
+ *   const first = yield* moveOnAfter(5, signals.get());
+ *   if (first) console.log("once more to end at once");
+ * }
+ * await new Loop().run(main());
+ * ```
+ */
+export class SignalQueue {
+  readonly #arrived = new Deque<Deno.Signal>();
+  /** Who gets takes turns: only one waits for the next arrival, the others wait for that one. */
+  readonly #turn = new Lock();
+  #arrival: PromiseWithResolvers<void> | null = null;
+  #listeners: [name: Deno.Signal, listener: () => void][] = [];
+  #closed = false;
+
+  /**
+   * Begins to listen.
+   *
+   * @throws {TypeError} If no signal is named, or the platform knows none of that name.
+   */
+  constructor(...names: Deno.Signal[]) {
+    checkSignals(names);
+    try {
+      for (const name of new Set(names)) this.#listen(name);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  /** How many have come and were not taken. */
+  get size(): number {
+    return this.#arrived.length;
+  }
+
+  /**
+   * Waits for a signal and returns its name. Cancelled, it leaves what comes to the next.
+   *
+   * @throws {ClosedError} If the queue is closed and nothing is left in it.
+   */
+  *get(): Coroutine<Deno.Signal> {
+    using _turn = yield* this.#turn.acquire();
+    while (this.#arrived.length === 0) {
+      if (this.#closed) throw new ClosedError("Cannot get from the signal queue: it is closed");
+      yield* this.#nextArrival();
+    }
+    return this.#arrived.popleft()!;
+  }
+
+  *#nextArrival(): Coroutine<void> {
+    // Deno does not count a listener among what keeps a program going; a task that waits for it has to.
+    const hold = setInterval(() => {}, 2 ** 31 - 1);
+    try {
+      yield* until(() => (this.#arrival ??= Promise.withResolvers()).promise);
+    } finally {
+      clearInterval(hold);
+    }
+  }
+
+  /** Stops listening. Who waits gets {@linkcode ClosedError}. Closing twice is fine. */
+  close(): void {
+    this.#closed = true;
+    for (const [name, listener] of this.#listeners) Deno.removeSignalListener(name, listener);
+    this.#listeners = [];
+    this.#arrive();
+  }
+
+  /** `close()`, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #listen(name: Deno.Signal): void {
+    const listener = () => {
+      if (this.#arrived.length < SIGNALS_MAX) this.#arrived.append(name);
+      this.#arrive();
+    };
+    Deno.addSignalListener(name, listener);
+    this.#listeners.push([name, listener]);
+  }
+
+  #arrive(): void {
+    this.#arrival?.resolve();
+    this.#arrival = null;
+  }
+}
+
+function checkSignals(names: string[]): void {
+  if (names.length === 0) throw new TypeError('Cannot wait for no signal: name one, as in signal("SIGINT")');
+  const wrong = names.find((name) => typeof name !== "string");
+  if (wrong !== undefined) throw new TypeError(`Cannot wait for signal ${wrong}: a name such as "SIGINT" is due`);
+  if (typeof globalThis.Deno?.addSignalListener !== "function") {
+    throw new Error(`Cannot wait for ${names.join(", ")}: this platform is not Deno, whose signals these are`);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Workers
+// ----------------------------------------------------------------------------------------------------------------
+
+/** How long a cancelled run waits for its thread to end, in milliseconds, before it leaves that to the platform. */
+const TERMINATE_MAX = 1000;
+
+/** Options of {@linkcode runInWorker} and {@linkcode WorkerPool.run}. */
+export interface WorkerRunOptions {
+  /** What of the arguments is moved to the worker instead of copied, such as an `ArrayBuffer`. Default: nothing. */
+  transfer?: Transferable[];
+  /** The name of the function that a module exports. Default: `"default"`. */
+  exportName?: string;
+}
+
+/** Options of {@linkcode WorkerPool}. */
+export interface WorkerPoolOptions {
+  /** Told of an error that came up in a worker after its run was over. Default: prints it to stderr. */
+  onError?: (error: unknown) => void;
+}
+
+/**
+ * Runs a function in a thread of its own, so that the loop goes on while it computes, and returns its result (awaited, if
+ * it is a promise). If the wait is cancelled the thread is ended, even in the middle of an endless loop.
+ *
+ * The function travels as its source text: it must stand on its own and can use nothing of the file around it but the
+ * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`.
+ * To run more than that, give the address of a module, `new URL("./job.ts", import.meta.url)`, whose default export is
+ * called; that needs the permission to read it.
+ *
+ * An error thrown in there is thrown here, with its name, message, stack and cause, as one of the built-in classes or a
+ * plain `Error`; so is one that nobody caught in there.
+ *
+ * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
+ * @throws {Error} If the worker ends without a result.
+ *
+ * @example
+ * ```ts
+ * import { Loop, runInWorker } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function fibonacci(n: number): number {
+ *   return n < 2 ? n : fibonacci(n - 1) + fibonacci(n - 2);
+ * }
+ * assertEquals(await new Loop().run(runInWorker(fibonacci, [10])), 55);
+ * ```
+ */
+export function runInWorker<A extends readonly any[], T>(
+  work: (...args: A) => T,
+  args: A,
+  options?: WorkerRunOptions,
+): Coroutine<Awaited<T>>;
+/** The same, for a function that needs no arguments. */
+export function runInWorker<T>(work: () => T): Coroutine<Awaited<T>>;
+/** The same, for a function that a module exports. */
+export function runInWorker<T = any>(
+  work: URL | string,
+  args?: readonly unknown[],
+  options?: WorkerRunOptions,
+): Coroutine<T>;
+export function runInWorker(work: any, args: readonly unknown[] = [], options: WorkerRunOptions = {}): Coroutine<any> {
+  return runAlone(makeJob(work, args, options));
+}
+
+function* runAlone(job: Job): Coroutine<unknown> {
+  using pool = new WorkerPool(1);
+  return yield* pool._run(job);
+}
+
+/**
+ * A number of threads that take turns at what they are given to run. A thread is started when it is first needed, and used
+ * again if its run ended well or threw; one whose run was cancelled, or that left an error uncaught, is ended, and another
+ * takes its place. Who finds no thread free waits, first come first served.
+ *
+ * The same thread serves many runs: what one leaves behind in `globalThis`, the next finds. Idle threads do not keep the
+ * program from ending.
+ *
+ * @example
+ * ```ts
+ * import { all, Loop, WorkerPool } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* main() {
+ *   using pool = new WorkerPool(2);
+ *   const square = (n: number) => n * n;
+ *   return yield* all([pool.run(square, [3]), pool.run(square, [4]), pool.run(square, [5])]);
+ * }
+ * assertEquals(await new Loop().run(main()), [9, 16, 25]);
+ * ```
+ */
+export class WorkerPool {
+  /** How many threads there are at the most. */
+  readonly size: number;
+  readonly #slots: Semaphore;
+  readonly #idle: Thread[] = [];
+  readonly #busy = new Set<Thread>();
+  readonly #onError: (error: unknown) => void;
+  #closed = false;
+
+  /**
+   * Makes a pool of at most `size` threads, by default as many as the machine runs at once.
+   *
+   * @throws {RangeError} If `size` is not a whole number from 1 up.
+   */
+  constructor(size: number = navigator.hardwareConcurrency, options: WorkerPoolOptions = {}) {
+    if (!Number.isInteger(size) || size < 1) {
+      throw new RangeError(`Cannot make a pool of ${size} workers: the number must be a whole one from 1 up`);
+    }
+    this.size = size;
+    this.#slots = new Semaphore(size);
+    this.#onError = options.onError ?? ((error) => console.error("Error in a worker after its run:", error));
+  }
+
+  /** How many threads run something. */
+  get busy(): number {
+    return this.#busy.size;
+  }
+
+  /** How many threads wait for something to run. */
+  get idle(): number {
+    return this.#idle.length;
+  }
+
+  /**
+   * Waits for a free thread and runs `work` in it, as {@linkcode runInWorker} does.
+   *
+   * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
+   * @throws {ClosedError} If the pool is closed, or gets closed meanwhile.
+   */
+  run<A extends readonly any[], T>(
+    work: (...args: A) => T,
+    args: A,
+    options?: WorkerRunOptions,
+  ): Coroutine<Awaited<T>>;
+  /** The same, for a function that needs no arguments. */
+  run<T>(work: () => T): Coroutine<Awaited<T>>;
+  /** The same, for a function that a module exports. */
+  run<T = any>(work: URL | string, args?: readonly unknown[], options?: WorkerRunOptions): Coroutine<T>;
+  run(work: any, args: readonly unknown[] = [], options: WorkerRunOptions = {}): Coroutine<any> {
+    return this._run(makeJob(work, args, options));
+  }
+
+  /** @internal */
+  *_run(job: Job): Coroutine<unknown> {
+    this.#checkOpen();
+    using _slot = yield* this.#slots.acquire();
+    this.#checkOpen();
+    const thread = this.#idle.pop() ?? (yield* this.#start());
+    this.#busy.add(thread);
+    try {
+      return yield* until(() => thread.perform(job));
+    } finally {
+      this.#busy.delete(thread);
+      if (thread.free) this.#idle.push(thread);
+      else yield* shield(until(() => thread.terminate()), { timeout: TERMINATE_MAX });
+    }
+  }
+
+  /** Ends every thread. Who waits for a run gets {@linkcode ClosedError}. Closing twice is fine. */
+  close(): void {
+    this.#closed = true;
+    for (const thread of [...this.#idle.splice(0), ...this.#busy]) thread.terminate(closedError());
+  }
+
+  /** `close()`, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  *#start(): Coroutine<Thread> {
+    const { Worker } = yield* until(() => import("node:worker_threads"));
+    this.#checkOpen();
+    const thread: Thread = new Thread(new Worker(`(${serveJobs})(require)`, { eval: true }), (error) => {
+      const place = this.#idle.indexOf(thread);
+      if (place < 0) return;
+      this.#idle.splice(place, 1);
+      this.#onError(error);
+    });
+    return thread;
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw closedError();
+  }
+}
+
+function closedError(): ClosedError {
+  return new ClosedError("Cannot run in the worker pool: it is closed");
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// A thread, seen from this side and from the other
+// ----------------------------------------------------------------------------------------------------------------
+
+/** What a thread is sent: the text of a function, or where to find one; and what to call it with. */
+interface Request {
+  source?: string;
+  module?: string;
+  exportName: string;
+  args: readonly unknown[];
+}
+
+/** A request and what of it is moved. */
+interface Job {
+  request: Request;
+  transfer: Transferable[];
+}
+
+/** What a thread answers. `stray` marks what nobody in there caught. */
+interface Answer {
+  value?: unknown;
+  thrown?: { error: ErrorParts } | { other: unknown };
+  stray?: boolean;
+}
+
+/** An error in parts that can be copied: of an error itself, the copy would lose its name. */
+interface ErrorParts {
+  name: string;
+  message: string;
+  stack: string | undefined;
+  cause?: ErrorParts;
+}
+
+function makeJob(work: unknown, args: readonly unknown[], options: WorkerRunOptions): Job {
+  if (!Array.isArray(args)) throw new TypeError("Cannot run in a worker: the arguments must be an array");
+  const { transfer = [], exportName = "default" } = options;
+  if (typeof work === "function") return { request: { source: textOf(work), exportName, args }, transfer };
+  if (!(work instanceof URL) && typeof work !== "string") {
+    throw new TypeError(`Cannot run ${String(work)} in a worker: a function or the URL of a module is due`);
+  }
+  if (!URL.canParse(String(work))) {
+    throw new TypeError(
+      `Cannot run module "${work}" in a worker: its address must be absolute, as of new URL("${work}", import.meta.url)`,
+    );
+  }
+  return { request: { module: String(work), exportName, args }, transfer };
+}
+
+function textOf(work: { name: string; constructor: { name: string } }): string {
+  const what = `Cannot run function "${work.name}" in a worker`;
+  if (/Generator/.test(work.constructor.name)) throw new TypeError(`${what}: it is a generator, not a plain function`);
+  const source = Function.prototype.toString.call(work);
+  if (/\{\s*\[native code\]\s*\}$/.test(source)) throw new TypeError(`${what}: it is native or bound, and has no text`);
+  if (/^class\b/.test(source)) throw new TypeError(`${what}: it is a class`);
+  return source;
+}
+
+/** A worker that performs one job at a time. */
+class Thread {
+  readonly #worker: Worker;
+  readonly #onStray: (error: unknown) => void;
+  #job: PromiseWithResolvers<unknown> | null = null;
+  #ended = false;
+
+  constructor(worker: Worker, onStray: (error: unknown) => void) {
+    this.#worker = worker;
+    this.#onStray = onStray;
+    worker.on("message", (answer: Answer) => this.#hear(answer));
+    worker.on("messageerror", (error: unknown) => this.#fail(error));
+    worker.on("error", (error: unknown) => this.#fail(error));
+    worker.on("exit", (code: number) => {
+      this.#fail(new Error(`Cannot get a result from the worker: it has ended, with code ${code}`));
+    });
+  }
+
+  /** Whether it can be given a job. */
+  get free(): boolean {
+    return !this.#ended && this.#job === null;
+  }
+
+  perform({ request, transfer }: Job): Promise<unknown> {
+    this.#worker.postMessage(request, transfer as any); // It may throw: then there is no job.
+    this.#worker.ref();
+    this.#job = Promise.withResolvers();
+    return this.#job.promise;
+  }
+
+  /** Ends the thread, and its job with `error` if it has one; resolves when that is done. */
+  async terminate(error?: unknown): Promise<void> {
+    this.#ended = true;
+    if (error !== undefined) this.#job?.reject(error);
+    this.#job = null;
+    await this.#worker.terminate();
+  }
+
+  #hear(answer: Answer): void {
+    const error = answer.thrown && revive(answer.thrown);
+    if (answer.stray) return this.#fail(error);
+    this.#worker.unref();
+    const job = this.#job;
+    this.#job = null;
+    if (answer.thrown) job?.reject(error);
+    else job?.resolve(answer.value);
+  }
+
+  /** It is in disorder: whatever it does, it cannot be used again. */
+  #fail(error: unknown): void {
+    if (this.#ended) return;
+    if (!this.#job) this.#onStray(error);
+    this.terminate(error);
+  }
+}
+
+const BUILTIN: Record<string, ErrorConstructor> = {
+  EvalError,
+  RangeError,
+  ReferenceError,
+  SyntaxError,
+  TypeError,
+  URIError,
+};
+
+function revive(thrown: NonNullable<Answer["thrown"]>): unknown {
+  return "error" in thrown ? reviveError(thrown.error) : thrown.other;
+}
+
+function reviveError({ name, message, stack, cause }: ErrorParts): Error {
+  const Class = Object.hasOwn(BUILTIN, name) ? BUILTIN[name] : Error;
+  const error = new Class(message, cause && { cause: reviveError(cause) });
+  const set = (key: string, value: unknown) =>
+    Object.defineProperty(error, key, { value, configurable: true, writable: true });
+  if (error.name !== name) set("name", name);
+  if (stack !== undefined) set("stack", stack);
+  return error;
+}
+
+/** What runs in the thread. It gets there as text, which needs no permission, and so can use nothing else of this file. */
+function serveJobs(require: any): void {
+  const port = require("node:worker_threads").parentPort;
+  const process = require("node:process");
+  const known = new Map<string, (...args: any[]) => unknown>();
+
+  async function find({ source, module, exportName }: Request): Promise<(...args: any[]) => unknown> {
+    if (source === undefined) {
+      const found = (await import(module!))[exportName];
+      if (typeof found === "function") return found;
+      throw new TypeError(`Cannot run module ${module} in a worker: it exports no function "${exportName}"`);
+    }
+    if (!known.has(source)) known.set(source, compile(source));
+    return known.get(source)!;
+  }
+
+  function compile(source: string): (...args: any[]) => unknown {
+    try {
+      return (0, eval)(`(${source})`);
+    } catch (error) {
+      throw new TypeError("Cannot run this function in a worker: its text does not stand on its own", { cause: error });
+    }
+  }
+
+  function parts(error: any, depth = 0): any {
+    const cause = error.cause instanceof Error && depth < 8 ? parts(error.cause, depth + 1) : undefined;
+    return { name: String(error.name), message: String(error.message), stack: error.stack, cause };
+  }
+
+  function tell(thrown: unknown, stray: boolean): void {
+    if (thrown instanceof Error) return port.postMessage({ thrown: { error: parts(thrown) }, stray });
+    try {
+      port.postMessage({ thrown: { other: thrown }, stray });
+    } catch (error) {
+      port.postMessage({ thrown: { error: parts(error) }, stray }); // It threw something that cannot be copied.
+    }
+  }
+
+  process.on("uncaughtException", (error: unknown) => tell(error, true));
+  process.on("unhandledRejection", (error: unknown) => tell(error, true));
+  port.on("message", async (request: Request) => {
+    try {
+      const work = await find(request);
+      port.postMessage({ value: await work(...request.args) });
+    } catch (error) {
+      tell(error, false);
+    }
+  });
+}

@@ -1,0 +1,446 @@
+/**
+ * process_test.ts: signals and workers.
+ *
+ * Signals are sent by the program to itself, as SIGUSR1 and SIGUSR2, which nobody else here uses. Workers are real threads;
+ * that one has begun is known by the message it sends, not by waiting.
+ */
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import {
+  all,
+  Cancelled,
+  ClosedError,
+  type Coroutine,
+  Loop,
+  moveOnAfter,
+  runInWorker,
+  signal,
+  SignalQueue,
+  sleep,
+  type Task,
+  TaskError,
+  until,
+  WorkerPool,
+} from "../mod.ts";
+import { needs } from "./permissions.ts";
+import { platformTurn } from "./world.ts";
+
+const SIGNALS = needs({ run: true });
+
+function send(name: Deno.Signal): void {
+  Deno.kill(Deno.pid, name);
+}
+
+function run<T>(main: (loop: Loop) => Coroutine<T>): Promise<T> {
+  const loop = new Loop({ onError: (error) => unexpected.push(error) });
+  return loop.run(main(loop));
+}
+
+/** What reached `onError` of a loop or a pool. */
+let unexpected: unknown[] = [];
+
+function test(name: string, options: { ignore?: boolean }, body: () => Promise<void>): void {
+  Deno.test(name, options, async () => {
+    unexpected = [];
+    await body();
+    assertEquals(unexpected, []);
+    await platformTurn(); // What listened to signals has ended once Deno has looked.
+  });
+}
+
+/** Waits, for as many turns as it takes, until `holds()`. */
+function* untilHolds(holds: () => boolean): Coroutine {
+  while (!holds()) yield* until(platformTurn());
+}
+
+// ---- Signals -------------------------------------------------------------------------------------------------------
+
+test("P1 signal waits for one delivery and returns its name", SIGNALS, async () => {
+  const name = await run(function* (loop) {
+    const task = loop.createTask(signal("SIGUSR1"));
+    yield* sleep(0);
+    assert(!task.done);
+    send("SIGUSR1");
+    return yield* task.join();
+  });
+  assertEquals(name, "SIGUSR1");
+});
+
+test("P1 signal waits for whichever of several comes first", SIGNALS, async () => {
+  const name = await run(function* (loop) {
+    const task = loop.createTask(signal("SIGUSR1", "SIGUSR2"));
+    yield* sleep(0);
+    send("SIGUSR2");
+    return yield* task.join();
+  });
+  assertEquals(name, "SIGUSR2");
+});
+
+test("P1 signal takes its listener off, delivered, cancelled or timed out", SIGNALS, async () => {
+  using counter = new ListenerCounter();
+  await run(function* (loop) {
+    const delivered = loop.createTask(signal("SIGUSR1", "SIGUSR2"));
+    const cancelled = loop.createTask(signal("SIGUSR1"));
+    yield* sleep(0);
+    assertEquals(counter.count, 3);
+    cancelled.cancel();
+    yield* cancelled.wait();
+    assertEquals(counter.count, 2);
+    send("SIGUSR1");
+    yield* delivered.join();
+    assertEquals(counter.count, 0);
+    assertEquals(yield* moveOnAfter(1, signal("SIGUSR1")), undefined);
+    assertEquals(counter.count, 0);
+  });
+});
+
+test("P1 signal listens from its first step, not from its making", SIGNALS, async () => {
+  using counter = new ListenerCounter();
+  signal("SIGUSR1");
+  assertEquals(counter.count, 0);
+  await Promise.resolve();
+});
+
+test("P1 one delivery reaches every task that waits for it", SIGNALS, async () => {
+  const names = await run(function* (loop) {
+    const tasks = [loop.createTask(signal("SIGUSR1")), loop.createTask(signal("SIGUSR1"))];
+    yield* sleep(0);
+    send("SIGUSR1");
+    return [yield* tasks[0].join(), yield* tasks[1].join()];
+  });
+  assertEquals(names, ["SIGUSR1", "SIGUSR1"]);
+});
+
+Deno.test("P1 signal refuses what is no signal, where it is written", () => {
+  assertThrows(() => signal(), TypeError, "Cannot wait for no signal");
+  assertThrows(() => signal(2 as any), TypeError, "Cannot wait for signal 2");
+});
+
+Deno.test("P1 signal throws at its first step if the platform knows no such signal", async () => {
+  await assertRejects(() => new Loop().run(signal("SIGNONE" as any)), TypeError);
+});
+
+Deno.test("P1 a SignalQueue that cannot listen to one of its signals listens to none", () => {
+  using counter = new ListenerCounter();
+  assertThrows(() => new SignalQueue("SIGUSR1", "SIGNONE" as any), TypeError);
+  assertEquals(counter.count, 0);
+});
+
+Deno.test("P1 signal says so where there is no Deno", () => {
+  const add = Deno.addSignalListener;
+  try {
+    (Deno as any).addSignalListener = undefined;
+    assertThrows(() => signal("SIGINT"), Error, "Cannot wait for SIGINT: this platform is not Deno");
+  } finally {
+    Deno.addSignalListener = add;
+  }
+});
+
+test("P2 a SignalQueue keeps what comes between two waits, in order", SIGNALS, async () => {
+  const names = await run(function* () {
+    using signals = new SignalQueue("SIGUSR1", "SIGUSR2");
+    for (const name of ["SIGUSR1", "SIGUSR2", "SIGUSR1"] as const) {
+      const size = signals.size;
+      send(name);
+      yield* untilHolds(() => signals.size > size);
+    }
+    return [yield* signals.get(), yield* signals.get(), yield* signals.get()];
+  });
+  assertEquals(names, ["SIGUSR1", "SIGUSR2", "SIGUSR1"]);
+});
+
+test("P2 a cancelled get leaves the signal to the next, and getters are served in order", SIGNALS, async () => {
+  await run(function* (loop) {
+    using signals = new SignalQueue("SIGUSR1", "SIGUSR2");
+    const [first, second, third] = [0, 1, 2].map(() => loop.createTask(signals.get()));
+    yield* sleep(0);
+    first.cancel();
+    send("SIGUSR1");
+    assertEquals(yield* second.join(), "SIGUSR1");
+    assert(!third.done);
+    send("SIGUSR2");
+    assertEquals(yield* third.join(), "SIGUSR2");
+  });
+});
+
+test("P2 closing a SignalQueue ends the waits; what has come can still be taken", SIGNALS, async () => {
+  using counter = new ListenerCounter();
+  await run(function* (loop) {
+    const signals = new SignalQueue("SIGUSR1");
+    const waiting = loop.createTask(failed(signals.get()));
+    yield* sleep(0);
+    signals.close();
+    signals.close();
+    assertEquals(counter.count, 0);
+    assert((yield* waiting.join()) instanceof ClosedError);
+    const other = new SignalQueue("SIGUSR1");
+    send("SIGUSR1");
+    yield* untilHolds(() => other.size === 1);
+    other.close();
+    assertEquals(yield* other.get(), "SIGUSR1");
+    assert((yield* failed(other.get())) instanceof ClosedError);
+  });
+});
+
+// ---- Workers -------------------------------------------------------------------------------------------------------
+
+test("P3 runInWorker returns what the function returns, or what its promise resolves to", {}, async () => {
+  const add = (a: number, b: number) => a + b;
+  // deno-lint-ignore require-await
+  const later = async (a: Map<string, number>) => new Map([...a, ["two", 2]]);
+  const results = await run(() => all([runInWorker(add, [2, 3]), runInWorker(later, [new Map([["one", 1]])])]));
+  assertEquals(results, [5, new Map([["one", 1], ["two", 2]])]);
+});
+
+test("P3 runInWorker calls what a module exports", needs({ read: true }), async () => {
+  const url = new URL("./process_jobs.ts", import.meta.url);
+  await run(function* () {
+    using pool = new WorkerPool(1);
+    assertEquals(yield* pool.run<number>(url, [20]), 40);
+    assertEquals(yield* pool.run<number>(url.href, [20], { exportName: "half" }), 10);
+    const error = yield* failed(pool.run(url, [], { exportName: "none" }));
+    assert(error instanceof TypeError && /exports no function "none"/.test(error.message), String(error));
+  });
+});
+
+test("P3 the loop goes on while a worker computes", {}, async () => {
+  const turns = await run(function* (loop) {
+    const gate = new Int32Array(new SharedArrayBuffer(4));
+    const task = loop.createTask(runInWorker((gate: Int32Array) => {
+      while (Atomics.load(gate, 0) < 10);
+    }, [gate]));
+    for (let i = 0; i < 10; i++) {
+      yield* sleep(0);
+      Atomics.add(gate, 0, 1);
+    }
+    yield* task.join();
+    return gate[0];
+  });
+  assertEquals(turns, 10);
+});
+
+test("P4 an error thrown in the worker arrives with its class, name, message, stack and cause", {}, async () => {
+  await run(function* () {
+    using pool = new WorkerPool(1);
+    const range = yield* failed(pool.run(function broken() {
+      throw new RangeError("too far", { cause: new TypeError("wrong turn") });
+    }));
+    assert(range instanceof RangeError);
+    assertEquals([range.name, range.message], ["RangeError", "too far"]);
+    assert(/broken/.test(range.stack!), range.stack);
+    assert(range.cause instanceof TypeError);
+    assertEquals(range.cause.message, "wrong turn");
+    const own = yield* failed(pool.run(() => {
+      class TaxError extends Error {
+        override name = "TaxError";
+      }
+      throw new TaxError("too high");
+    }));
+    assert(own instanceof Error);
+    assertEquals([own.name, own.message], ["TaxError", "too high"]);
+    assertEquals(yield* failed(pool.run(() => Promise.reject("a string"))), "a string");
+    assertEquals([pool.idle, pool.busy], [1, 0]);
+  });
+});
+
+test("P4 what cannot be copied is an error of the run, and the worker serves on", {}, async () => {
+  await run(function* () {
+    using pool = new WorkerPool(1);
+    const there = yield* failed(pool.run((_f: () => void) => 1, [() => {}]));
+    assertEquals((there as Error).name, "DataCloneError");
+    const back = yield* failed(pool.run(() => () => {}));
+    assertEquals((back as Error).name, "DataCloneError");
+    const thrown = yield* failed(pool.run(() => {
+      throw () => {};
+    }));
+    assertEquals((thrown as Error).name, "DataCloneError");
+    assertEquals(pool.idle, 1);
+    assertEquals(yield* pool.run(() => 1), 1);
+  });
+});
+
+test("P4 a function that does not stand on its own is an error of the run", {}, async () => {
+  const outside = 1;
+  await run(function* () {
+    const closure = yield* failed(runInWorker(() => outside));
+    assert(closure instanceof ReferenceError, String(closure));
+    const method = yield* failed(runInWorker({ method() {} }.method));
+    assert(method instanceof TypeError && /stand on its own/.test(method.message), String(method));
+  });
+});
+
+test("P4 an error nobody caught in the worker fails the run; the program and the pool live on", {}, async () => {
+  await run(function* () {
+    using pool = new WorkerPool(1);
+    const timer = yield* failed(pool.run(() => {
+      setTimeout(() => {
+        throw new RangeError("from a timer");
+      });
+      return new Promise<void>(() => {});
+    }));
+    assert(timer instanceof RangeError);
+    assertEquals(timer.message, "from a timer");
+    const promise = yield* failed(pool.run(() => {
+      Promise.reject(new Error("from a promise"));
+      return new Promise<void>(() => {});
+    }));
+    assertEquals((promise as Error).message, "from a promise");
+    const end = yield* failed(pool.run(() => Deno.exit(3)));
+    assertEquals((end as Error).message, "Cannot get a result from the worker: it has ended, with code 3");
+    assertEquals(pool.idle, 0);
+    assertEquals(yield* pool.run(() => 1), 1);
+  });
+});
+
+test("P4 an error in an idle worker is reported, and the worker replaced", {}, async () => {
+  await run(function* () {
+    const errors: unknown[] = [];
+    using pool = new WorkerPool(1, { onError: (error) => errors.push(error) });
+    yield* pool.run(() => {
+      setTimeout(() => {
+        throw new Error("too late");
+      });
+    });
+    yield* untilHolds(() => errors.length === 1);
+    assertEquals((errors[0] as Error).message, "too late");
+    assertEquals(pool.idle, 0);
+    assertEquals(yield* pool.run(() => 1), 1);
+  });
+});
+
+test("P5 cancel ends the worker, in an endless loop too", {}, async () => {
+  await run(function* (loop) {
+    const gate = new Int32Array(new SharedArrayBuffer(4));
+    const task = loop.createTask(runInWorker(count, [gate]));
+    yield* untilHolds(() => Atomics.load(gate, 0) > 0);
+    task.cancel("enough");
+    const error = yield* failed(task.join());
+    assert(error instanceof TaskError && error.cause instanceof Cancelled);
+    assertEquals(error.cause.reason, "enough");
+    for (let last = -1; last !== Atomics.load(gate, 0);) {
+      last = Atomics.load(gate, 0);
+      yield* sleep(5);
+    }
+  });
+});
+
+test("P5 cancel before the worker has started leaves none behind", {}, async () => {
+  await run(function* (loop) {
+    using pool = new WorkerPool(1);
+    for (let turns = 0; turns < 4; turns++) {
+      const task = loop.createTask(pool.run(() => 1));
+      for (let i = 0; i < turns; i++) yield* sleep(0);
+      task.cancel();
+      yield* task.wait();
+      assertEquals([pool.busy, task.cancelled], [0, true]);
+    }
+    assertEquals(yield* pool.run(() => 1), 1);
+  });
+});
+
+test("P5 transferred memory is moved, not copied", {}, async () => {
+  await run(function* () {
+    const bytes = new Uint8Array([1, 2, 3]);
+    const sum = yield* runInWorker((bytes: Uint8Array) => bytes[0] + bytes[2], [bytes], { transfer: [bytes.buffer] });
+    assertEquals([sum, bytes.length], [4, 0]);
+  });
+});
+
+test("P6 a pool uses idle workers again, and never has more than its size", {}, async () => {
+  await run(function* () {
+    using pool = new WorkerPool(2);
+    const count = () => (globalThis as any).runs = ((globalThis as any).runs ?? 0) + 1;
+    let most = 0;
+    function* job(): Coroutine<number> {
+      const runs = yield* pool.run(count);
+      most = Math.max(most, pool.busy + pool.idle);
+      return runs;
+    }
+    const runs = yield* all([job(), job(), job(), job(), job(), job()]);
+    assertEquals(most, 2);
+    assertEquals([pool.idle, pool.busy], [2, 0]);
+    assert(Math.max(...runs) >= 3, "six runs on two workers: one of them ran at least three");
+    assertEquals(runs.filter((n) => n === 1).length, 2);
+  });
+});
+
+test("P6 a cancelled run of a pool ends its worker and another takes its place", {}, async () => {
+  await run(function* (loop) {
+    using pool = new WorkerPool(1);
+    const gate = new Int32Array(new SharedArrayBuffer(4));
+    yield* pool.run(() => void ((globalThis as any).mark = 1));
+    const endless = loop.createTask(pool.run(count, [gate]));
+    const waiting: Task<number> = loop.createTask(pool.run(() => (globalThis as any).mark ?? 0));
+    const given = loop.createTask(pool.run(() => 1));
+    yield* untilHolds(() => Atomics.load(gate, 0) > 0);
+    given.cancel(); // while it waits for the worker: nothing happens to that
+    yield* given.wait();
+    assertEquals(pool.busy, 1);
+    endless.cancel();
+    assertEquals(yield* waiting.join(), 0);
+  });
+});
+
+test("P6 closing a pool ends what runs and what waits, with ClosedError", {}, async () => {
+  await run(function* (loop) {
+    const pool = new WorkerPool(1);
+    const gate = new Int32Array(new SharedArrayBuffer(4));
+    const running = loop.createTask(failed(pool.run(count, [gate])));
+    const waiting = loop.createTask(failed(pool.run(() => 1)));
+    yield* untilHolds(() => Atomics.load(gate, 0) > 0);
+    pool.close();
+    pool.close();
+    assert((yield* running.join()) instanceof ClosedError);
+    assert((yield* waiting.join()) instanceof ClosedError);
+    assert((yield* failed(pool.run(() => 1))) instanceof ClosedError);
+    assertEquals([pool.idle, pool.busy], [0, 0]);
+  });
+});
+
+Deno.test("P6 a pool of no size, and work that cannot travel, are refused where they are written", () => {
+  for (const size of [0, -1, 1.5, NaN]) assertThrows(() => new WorkerPool(size), RangeError);
+  assertThrows(() => runInWorker("./job.ts"), TypeError, 'new URL("./job.ts", import.meta.url)');
+  assertThrows(() => runInWorker(5 as any), TypeError, "a function or the URL of a module is due");
+  assertThrows(() => runInWorker(function* () {}), TypeError, "it is a generator");
+  assertThrows(() => runInWorker(Math.max, [1, 2]), TypeError, "native or bound");
+  assertThrows(() => runInWorker(count.bind(null), [new Int32Array()]), TypeError, "native or bound");
+  assertThrows(() => runInWorker(class {} as any), TypeError, "it is a class");
+  assertThrows(() => runInWorker(() => 1, 5 as any), TypeError, "the arguments must be an array");
+});
+
+/** Counts in shared memory for ever. */
+function count(gate: Int32Array): void {
+  for (;;) Atomics.add(gate, 0, 1);
+}
+
+/** The error that `coro` throws. */
+function* failed(coro: Coroutine<unknown>): Coroutine<unknown> {
+  try {
+    yield* coro;
+  } catch (error) {
+    return error;
+  }
+  throw new Error("Expected an error");
+}
+
+/** Counts the listeners for signals. */
+class ListenerCounter {
+  count = 0;
+  readonly #add = Deno.addSignalListener;
+  readonly #remove = Deno.removeSignalListener;
+
+  constructor() {
+    Deno.addSignalListener = (name, handler) => {
+      this.#add(name, handler);
+      this.count++;
+    };
+    Deno.removeSignalListener = (name, handler) => {
+      this.#remove(name, handler);
+      this.count--;
+    };
+  }
+
+  [Symbol.dispose](): void {
+    Deno.addSignalListener = this.#add;
+    Deno.removeSignalListener = this.#remove;
+  }
+}
