@@ -757,8 +757,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /** @internal */
   _checkPlainTcp(what: string): void {
-    if (this.remoteAddr.transport !== "tcp") throw new TypeError(`Cannot ${what} ${this}: it is no TCP socket`);
     if (this.#conn.handshake) throw new TypeError(`Cannot ${what} ${this}: it has TLS already`);
+    if (this.remoteAddr.transport !== "tcp") throw new TypeError(`Cannot ${what} ${this}: it is no TCP socket`);
   }
 
   /**
@@ -1374,7 +1374,8 @@ export function listen(options: ListenOptions): Listener {
 /**
  * Opens a listening socket for TLS. Options are `Deno.listenTls`'s. A connection is accepted before its handshake, so that
  * a client which is slow with it, or fails it, holds up nobody; the handshake happens with the first bytes, or in
- * {@linkcode Socket.handshake}, and its errors come there.
+ * {@linkcode Socket.handshake}, and its errors come there. A connection that is closed before its handshake is through
+ * stays open below, in Deno, until the peer goes on with it or goes away: count on that where peers are not trusted.
  *
  * @throws {RangeError} If the port is none.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
@@ -1419,10 +1420,9 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is no Socket`);
   sock._checkPlainTcp("start TLS on");
   const plain = yield* sock._surrender("start TLS on");
-  const conn = yield* until((signal) => {
-    const starting = Deno.startTls(plain as unknown as Deno.TcpConn, options);
-    return shakeHands(starting, signal);
-  });
+  const conn = yield* until((signal) => shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal));
+  // Deno leaves the transport out of these addresses.
+  for (const addr of [conn.localAddr, conn.remoteAddr]) Object.assign(addr, { transport: "tcp" });
   return new Socket(conn as Connection);
 }
 

@@ -1,0 +1,289 @@
+/** Rule N11: TLS. That its sockets behave as the others do, `net_test.ts` shows. */
+import { assert, assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
+import {
+  BusyError,
+  checkpoint,
+  ClosedError,
+  connect,
+  connectTls,
+  type Coroutine,
+  failAfter,
+  listen,
+  type Listener,
+  listenTls,
+  type Loop,
+  sleep,
+  type Socket,
+  socketPair,
+  startTls,
+  TimeoutError,
+} from "../mod.ts";
+import { bytes, readAll, readExactly, run, text, thrownBy, tls } from "./net_transports.ts";
+import { needs } from "./permissions.ts";
+
+const granted = needs({ net: true, read: true });
+const LOCAL = { hostname: "127.0.0.1", port: 0 };
+
+function to(listener: Listener): { hostname: string; port: number } {
+  return { hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port };
+}
+
+/** Answers every connection with what it sent, in capitals, until the listener is closed. */
+function* shout(loop: Loop, listener: Listener): Coroutine {
+  try {
+    while (true) {
+      const [sock] = yield* loop.sockAccept(listener);
+      loop.createTask(shoutTo(loop, sock));
+    }
+  } catch (error) {
+    if (!(error instanceof ClosedError)) throw error;
+  }
+}
+
+function* shoutTo(loop: Loop, sock: Socket): Coroutine {
+  using _closed = sock;
+  try {
+    while (true) {
+      const data = yield* loop.sockRecv(sock, 1000);
+      if (data.length === 0) return;
+      yield* loop.sockSendall(sock, bytes(text(data).toUpperCase()));
+    }
+  } catch (error) {
+    if (!(error instanceof Error) || error.name === "Cancelled") throw error; // A bad handshake ends its connection only.
+  }
+}
+
+function* ask(loop: Loop, client: Socket, question: string): Coroutine<string> {
+  yield* loop.sockSendall(client, bytes(question));
+  return text(yield* readExactly(loop, client, question.length));
+}
+
+Deno.test("N11 a handshake, bytes both ways, a clean end", granted, () =>
+  run(function* (loop) {
+    using listener = listenTls({ ...LOCAL, ...tls.server });
+    loop.createTask(shout(loop, listener));
+    const client = yield* connectTls({ ...to(listener), caCerts: [tls.ca] });
+    assertEquals(yield* ask(loop, client, "hello"), "HELLO");
+    yield* client.closeWrite();
+    assertEquals((yield* readAll(loop, client)).length, 0);
+    client.close();
+  }));
+
+Deno.test("N11 both sides learn the protocol they agreed on", granted, () =>
+  run(function* (loop) {
+    using listener = listenTls({ ...LOCAL, ...tls.server, alpnProtocols: ["one", "two"] });
+    const accepting = loop.createTask((function* () {
+      const [sock] = yield* loop.sockAccept(listener);
+      return { sock, ...yield* sock.handshake() };
+    })());
+    const client = yield* connectTls({ ...to(listener), caCerts: [tls.ca], alpnProtocols: ["three", "two"] });
+    assertEquals(yield* client.handshake(), { alpnProtocol: "two" });
+    const server = yield* accepting.join();
+    assertEquals(server.alpnProtocol, "two");
+    client.abort();
+    server.sock.abort();
+  }));
+
+Deno.test("N11 without TLS there is nothing to agree on", () =>
+  run(function* () {
+    const [left, right] = socketPair();
+    assertEquals(yield* left.handshake(), { alpnProtocol: null });
+    left.close();
+    right.close();
+  }));
+
+Deno.test(
+  "N11 a certificate that is not trusted: connectTls throws, both ends are closed, others are served",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listenTls({ ...LOCAL, ...tls.server });
+      loop.createTask(shout(loop, listener));
+      const error = yield* thrownBy(connectTls(to(listener)));
+      assertInstanceOf(error, Deno.errors.InvalidData);
+      assertStringIncludes(error.message, "UnknownIssuer");
+      const client = yield* connectTls({ ...to(listener), caCerts: [tls.ca] });
+      assertEquals(yield* ask(loop, client, "still there"), "STILL THERE");
+      client.close();
+    }),
+);
+
+Deno.test("N11 a certificate for another name: connectTls throws", granted, () =>
+  run(function* (loop) {
+    using listener = listenTls({ hostname: "127.0.0.2", port: 0, ...tls.server });
+    loop.createTask(shout(loop, listener));
+    const error = yield* thrownBy(connectTls({ ...to(listener), hostname: "127.0.0.2", caCerts: [tls.ca] }));
+    assertInstanceOf(error, Deno.errors.InvalidData);
+  }));
+
+Deno.test("N11 a server that is told a bad key says so at listenTls", granted, () => {
+  let error: unknown;
+  try {
+    listenTls({ ...LOCAL, cert: tls.server.cert, key: "no key" });
+  } catch (thrown) {
+    error = thrown;
+  }
+  assertInstanceOf(error, Error);
+});
+
+Deno.test(
+  "N11 a server's handshake error comes where the server waits for the client",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listenTls({ ...LOCAL, ...tls.server });
+      const client = yield* connect(to(listener));
+      const [server] = yield* loop.sockAccept(listener);
+      yield* loop.sockSendall(client, bytes("GET / HTTP/1.1\r\n\r\n"));
+      assertInstanceOf(yield* thrownBy(server.handshake()), Deno.errors.InvalidData);
+      assertInstanceOf(yield* thrownBy(loop.sockRecv(server, 1)), Error);
+      server.close();
+      client.abort();
+    }),
+);
+
+for (const length of [0, 70, 200]) {
+  Deno.test(
+    `N11 a client that stops after ${length} bytes of its handshake holds up nobody`,
+    granted,
+    () =>
+      run(function* (loop) {
+        using listener = listenTls({ ...LOCAL, ...tls.server });
+        loop.createTask(shout(loop, listener));
+        const stalled: Socket[] = [];
+        for (let i = 0; i < 5; i++) {
+          const sock = yield* connect(to(listener));
+          if (length > 0) yield* loop.sockSendall(sock, hello.subarray(0, length));
+          stalled.push(sock);
+        }
+        yield* sleep(2);
+        const client = yield* connectTls({ ...to(listener), caCerts: [tls.ca] });
+        assertEquals(yield* ask(loop, client, "hello"), "HELLO");
+        client.close();
+        for (const sock of stalled) sock.close();
+      }),
+  );
+}
+
+/** The first bytes of a handshake: a record of 512 bytes with the beginning of a greeting, and then some. */
+const hello = new Uint8Array(512);
+hello.set([0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]);
+
+Deno.test("N11 a server gives a handshake its deadline with failAfter", granted, () =>
+  run(function* (loop) {
+    using listener = listenTls({ ...LOCAL, ...tls.server });
+    const client = yield* connect(to(listener));
+    const [server] = yield* loop.sockAccept(listener);
+    assertInstanceOf(yield* thrownBy(failAfter(5, server.handshake())), TimeoutError);
+    server.abort();
+    client.abort();
+  }));
+
+Deno.test(
+  "N11 a connectTls cancelled in the middle of its handshake leaves nothing behind",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listen(LOCAL); // It accepts, and never answers.
+      const dialling = loop.createTask(connectTls({ ...to(listener), caCerts: [tls.ca] }));
+      const [server] = yield* loop.sockAccept(listener);
+      yield* sleep(2);
+      dialling.cancel();
+      yield* dialling.wait();
+      assert(dialling.cancelled);
+      server.abort(); // Only now does Deno let go of the connection; we cannot make it.
+    }),
+);
+
+// ---- startTls ----------------------------------------------------------------------------------------------------
+
+/** A plain connection to a server that speaks TLS: the client has to start it. */
+function* plainPair(loop: Loop): Coroutine<{ plain: Socket; listener: Listener }> {
+  const listener = listenTls({ ...LOCAL, ...tls.server });
+  loop.createTask(shout(loop, listener));
+  return { plain: yield* connect(to(listener)), listener };
+}
+
+const TRUST = () => ({ hostname: "127.0.0.1", caCerts: [tls.ca] });
+
+Deno.test("N11 startTls goes on with TLS, and the plain socket is closed", granted, () =>
+  run(function* (loop) {
+    const { plain, listener } = yield* plainPair(loop);
+    const client = yield* startTls(plain, TRUST());
+    assertEquals([client.localAddr, client.remoteAddr], [plain.localAddr, plain.remoteAddr]);
+    assertEquals(yield* ask(loop, client, "secret"), "SECRET");
+    assertInstanceOf(yield* thrownBy(loop.sockRecv(plain, 1)), ClosedError);
+    plain.close();
+    plain.abort();
+    assertEquals(yield* ask(loop, client, "still"), "STILL");
+    client.close();
+    listener.close();
+  }));
+
+Deno.test(
+  "N11 startTls with a reader waiting or a read in flight is refused, and nothing is lost",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listen(LOCAL);
+      const client = yield* connect(to(listener));
+      const [server] = yield* loop.sockAccept(listener);
+      const reader = loop.createTask(loop.sockRecv(client, 10));
+      yield* sleep(1);
+      const busy = yield* thrownBy(startTls(client, TRUST()));
+      assertInstanceOf(busy, BusyError);
+      assertEquals(busy.message, `Cannot start TLS on ${client}: a task is waiting on it`);
+      reader.cancel();
+      yield* reader.wait();
+      assertStringIncludes(String(yield* thrownBy(startTls(client, TRUST()))), "a read is under way");
+      yield* loop.sockSendall(server, bytes("plain"));
+      yield* sleep(1);
+      assertStringIncludes(String(yield* thrownBy(startTls(client, TRUST()))), "5 bytes have arrived");
+      assertEquals(text(yield* readExactly(loop, client, 5)), "plain");
+      yield* loop.sockSendall(client, bytes("also"));
+      assertEquals(text(yield* readExactly(loop, server, 4)), "also");
+      client.close();
+      server.close();
+    }),
+);
+
+Deno.test(
+  "N11 startTls on what has TLS, or is no TCP socket, or is closed, is refused",
+  granted,
+  () =>
+    run(function* (loop) {
+      const { plain, listener } = yield* plainPair(loop);
+      const client = yield* startTls(plain, TRUST());
+      assertStringIncludes(String(yield* thrownBy(startTls(client, TRUST()))), "it has TLS already");
+      client.close();
+      const [left, right] = socketPair();
+      assertStringIncludes(String(yield* thrownBy(startTls(left, TRUST()))), "it is no TCP socket");
+      assertInstanceOf(yield* thrownBy(startTls({} as Socket)), TypeError);
+      left.close();
+      right.close();
+      assertInstanceOf(yield* thrownBy(startTls(plain, TRUST())), ClosedError);
+      listener.close();
+    }),
+);
+
+Deno.test("N11 startTls that is not trusted throws, and the connection is closed", granted, () =>
+  run(function* (loop) {
+    const { plain, listener } = yield* plainPair(loop);
+    assertInstanceOf(yield* thrownBy(startTls(plain, { hostname: "127.0.0.1" })), Deno.errors.InvalidData);
+    listener.close();
+  }));
+
+Deno.test("N11 a startTls cancelled at any moment leaves nothing behind", granted, () =>
+  run(function* (loop) {
+    for (let turns = 0; turns < 5; turns++) {
+      const { plain, listener } = yield* plainPair(loop);
+      const starting = loop.createTask(startTls(plain, TRUST()));
+      for (let i = 0; i < turns; i++) yield* i < 3 ? checkpoint() : sleep(1);
+      starting.cancel();
+      yield* starting.wait();
+      if (!starting.cancelled) (yield* starting.join()).abort();
+      plain.abort();
+      yield* sleep(2);
+      listener.close();
+    }
+  }));

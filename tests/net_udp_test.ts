@@ -1,0 +1,248 @@
+/**
+ * Rule N14: datagrams; and `reusePort`, which Deno has under the same flag. Without the flag `--unstable-net` this file
+ * tests what is said then, and runs itself once more with it.
+ */
+import { assert, assertEquals, assertInstanceOf, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  type Addr,
+  BusyError,
+  ClosedError,
+  connect,
+  datagram,
+  type DatagramConnection,
+  DatagramSocket,
+  DefaultSelector,
+  EVENT_READ,
+  listen,
+  type Listener,
+  Loop,
+  sleep,
+  WouldBlock,
+} from "../mod.ts";
+import { bytes, run, text, thrownBy } from "./net_transports.ts";
+import { needs } from "./permissions.ts";
+
+const flagged = "listenDatagram" in Deno;
+const granted = needs({ net: true });
+const LOCAL = { hostname: "127.0.0.1", port: 0 };
+
+// ---- With the flag -----------------------------------------------------------------------------------------------
+
+if (flagged) {
+  Deno.test("N14 datagrams arrive whole, with the address of their sender", granted, () =>
+    run(function* (loop) {
+      using left = datagram(LOCAL);
+      using right = datagram(LOCAL);
+      for (const word of ["one", "", "three"]) {
+        assertEquals(yield* loop.sockSendto(left, bytes(word), right.addr), word.length);
+      }
+      for (const word of ["one", "", "three"]) {
+        const [data, addr] = yield* loop.sockRecvfrom(right, 100);
+        assertEquals(text(data), word);
+        assertEquals(addr, left.addr);
+      }
+      yield* loop.sockSendto(right, bytes("back"), left.addr);
+      assertEquals(text((yield* loop.sockRecvfrom(left, 100))[0]), "back");
+    }));
+
+  Deno.test(
+    "N14 of a datagram that is longer than asked for the rest is lost, the next is whole",
+    granted,
+    () =>
+      run(function* (loop) {
+        using left = datagram(LOCAL);
+        using right = datagram(LOCAL);
+        yield* loop.sockSendto(left, bytes("too long"), right.addr);
+        yield* loop.sockSendto(left, bytes("next"), right.addr);
+        assertEquals(text((yield* loop.sockRecvfrom(right, 3))[0]), "too");
+        assertEquals(text((yield* loop.sockRecvfrom(right, 100))[0]), "next");
+      }),
+  );
+
+  Deno.test(
+    "N14 the largest datagram arrives, a larger one is refused where it was sent",
+    granted,
+    () =>
+      run(function* (loop) {
+        using left = datagram(LOCAL);
+        using right = datagram(LOCAL);
+        yield* loop.sockSendto(left, new Uint8Array(65507), right.addr);
+        assertEquals((yield* loop.sockRecvfrom(right, 70_000))[0].length, 65507);
+        assertInstanceOf(yield* thrownBy(loop.sockSendto(left, new Uint8Array(65508), right.addr)), Error);
+        assertInstanceOf(yield* thrownBy(loop.sockSendto(left, new Uint8Array(65537), right.addr)), RangeError);
+        assertEquals(yield* loop.sockSendto(left, bytes("on"), right.addr), 2);
+      }),
+  );
+
+  Deno.test("N14 a cancelled sockRecvfrom leaves the datagram to the next", granted, () =>
+    run(function* (loop) {
+      using left = datagram(LOCAL);
+      using right = datagram(LOCAL);
+      const first = loop.createTask(loop.sockRecvfrom(right, 100));
+      yield* sleep(1);
+      first.cancel();
+      yield* first.wait();
+      yield* loop.sockSendto(left, bytes("keep"), right.addr);
+      assertEquals(text((yield* loop.sockRecvfrom(right, 100))[0]), "keep");
+    }));
+
+  Deno.test(
+    "N14 a second receiver gets BusyError; close() wakes the first with ClosedError",
+    granted,
+    () =>
+      run(function* (loop) {
+        const sock = datagram(LOCAL);
+        const first = loop.createTask(thrownBy(loop.sockRecvfrom(sock, 100)));
+        yield* sleep(1);
+        assertInstanceOf(yield* thrownBy(loop.sockRecvfrom(sock, 100)), BusyError);
+        sock.close();
+        sock.close();
+        assertInstanceOf(yield* first.join(), ClosedError);
+        for (const use of [() => sock.recvfrom(1), () => sock.sendto(bytes("x"), sock.addr), () => sock.sent()]) {
+          assertThrows(use, ClosedError, "it is closed");
+        }
+      }),
+  );
+
+  Deno.test("N14 a port in use is AddrInUse, one out of range a RangeError", granted, () => {
+    using sock = datagram(LOCAL);
+    const { port } = sock.addr as Deno.NetAddr;
+    assertThrows(() => datagram({ hostname: "127.0.0.1", port }), Deno.errors.AddrInUse);
+    assertThrows(() => datagram({ port: 65536 }), RangeError, "Cannot receive on port 65536");
+  });
+
+  Deno.test("N8 with reusePort two listeners share a port", granted, () =>
+    run(function* (loop) {
+      using first = listen({ ...LOCAL, reusePort: true });
+      const { port } = first.addr as Deno.NetAddr;
+      using second = listen({ hostname: "127.0.0.1", port, reusePort: true });
+      const served = new Set<Listener>();
+      for (const listener of [first, second]) {
+        loop.createTask((function* () {
+          while (true) {
+            const [sock] = yield* loop.sockAccept(listener);
+            served.add(listener);
+            sock.close();
+          }
+        })());
+      }
+      for (let i = 0; i < 100 && served.size < 2; i++) {
+        const client = yield* connect({ port });
+        yield* loop.sockRecv(client, 1);
+        client.close();
+      }
+      assertEquals(served.size, 2);
+    }));
+}
+
+// ---- Without it --------------------------------------------------------------------------------------------------
+
+if (!flagged) {
+  Deno.test("N14 without --unstable-net, datagram and reusePort say what is missing", granted, () => {
+    assertThrows(() => datagram(LOCAL), Deno.errors.NotSupported, "Deno needs the flag --unstable-net");
+    assertThrows(
+      () => listen({ ...LOCAL, reusePort: true }),
+      Deno.errors.NotSupported,
+      "needs the flag --unstable-net",
+    );
+  });
+
+  Deno.test(
+    "N14 with --unstable-net, all tests of this file pass",
+    needs({ net: true, run: true, read: true }),
+    async () => {
+      const args = ["test", "-A", "--no-check", "--unstable-net", ...importMap(), new URL(import.meta.url).pathname];
+      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, env: { NO_COLOR: "1" } })
+        .output();
+      const output = text(stdout) + text(stderr);
+      assertEquals(code, 0, output);
+      assertStringIncludes(output, "N14 datagrams arrive whole");
+    },
+  );
+}
+
+/** The stand-ins, if this run uses them. */
+function importMap(): string[] {
+  const used = import.meta.resolve("@std/assert");
+  return used.startsWith("file:") ? [`--import-map=${new URL("import_map.json", used).pathname}`] : [];
+}
+
+// ---- Over a connection that the test completes -------------------------------------------------------------------
+
+class FakeDatagrams implements DatagramConnection {
+  readonly addr: Addr = { transport: "udp", hostname: "127.0.0.1", port: 1 };
+  receives: { buffer: Uint8Array; resolve(got: [Uint8Array, Addr]): void; reject(error: Error): void }[] = [];
+  sends: { data: Uint8Array; resolve(n: number): void; reject(error: Error): void }[] = [];
+  receive(buffer: Uint8Array): Promise<[Uint8Array, Addr]> {
+    const { promise, resolve, reject } = Promise.withResolvers<[Uint8Array, Addr]>();
+    this.receives.push({ buffer, resolve, reject });
+    return promise;
+  }
+  send(data: Uint8Array): Promise<number> {
+    const { promise, resolve, reject } = Promise.withResolvers<number>();
+    this.sends.push({ data, resolve, reject });
+    return promise;
+  }
+  close(): void {
+    for (const pending of [...this.receives, ...this.sends]) pending.reject(new Deno.errors.BadResource("closed"));
+  }
+  arrive(data: string): void {
+    const { buffer, resolve } = this.receives.shift()!;
+    buffer.set(bytes(data));
+    resolve([buffer.subarray(0, data.length), this.addr]);
+  }
+}
+
+Deno.test("N14 one datagram is held each way, and receiving reuses its buffer unseen", async () => {
+  const conn = new FakeDatagrams();
+  const sock = new DatagramSocket(conn);
+  const selector = new DefaultSelector();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  conn.arrive("one");
+  const views = [];
+  for (const next of ["two", "six"]) {
+    await selector.select();
+    assertEquals(conn.receives.length, 0); // Not before the one that is here is taken.
+    views.push(sock.recvfrom(10)[0]);
+    assertThrows(() => sock.recvfrom(10), WouldBlock, "nothing has arrived");
+    await selector.select(0);
+    conn.arrive(next);
+  }
+  assertEquals(views.map(text), ["one", "two"]);
+  const data = bytes("out");
+  assertEquals(sock.sendto(data, conn.addr), 3);
+  data.fill(0);
+  assertEquals(text(conn.sends[0].data), "out");
+  assertThrows(() => sock.sendto(data, conn.addr), WouldBlock, "a datagram has not left yet");
+  assertThrows(() => sock.sent(), WouldBlock, "it is still sending");
+  sock.close();
+  await selector.select(0);
+  selector.close();
+});
+
+Deno.test("N14 what goes wrong is thrown to who sent or receives, once, and the socket goes on", async () => {
+  const conn = new FakeDatagrams();
+  const sock = new DatagramSocket(conn);
+  const loop = new Loop();
+  await loop.run((function* () {
+    const sending = loop.createTask(thrownBy(loop.sockSendto(sock, bytes("x"), conn.addr)));
+    const receiving = loop.createTask(thrownBy(loop.sockRecvfrom(sock, 10)));
+    yield* sleep(1);
+    assertInstanceOf(yield* thrownBy(loop.sockSendto(sock, bytes("y"), conn.addr)), BusyError);
+    conn.sends.shift()!.reject(new Deno.errors.NotCapable("no"));
+    conn.receives.shift()!.reject(new Deno.errors.ConnectionRefused("refused"));
+    assertInstanceOf(yield* sending.join(), Deno.errors.NotCapable);
+    assertInstanceOf(yield* receiving.join(), Deno.errors.ConnectionRefused);
+    const again = loop.createTask(loop.sockRecvfrom(sock, 10));
+    yield* sleep(1);
+    conn.arrive("more");
+    assertEquals(text((yield* again.join())[0]), "more");
+    const cancelled = loop.createTask(thrownBy(loop.sockSendto(sock, bytes("gone"), conn.addr)));
+    yield* sleep(1);
+    cancelled.cancel();
+    assertEquals((yield* cancelled.join() as Generator<never, { bytesSent: number }>).bytesSent, 4);
+    assert(!sock.sending);
+    sock.close();
+  })());
+});
