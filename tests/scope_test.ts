@@ -21,7 +21,7 @@ import {
   type Coroutine,
   Event,
   failAfter,
-  Loop,
+  type Loop,
   moveOnAfter,
   race,
   shield,
