@@ -1,0 +1,112 @@
+// A chat: what one types, all others see.
+// Terminal 1:  deno run --allow-net examples/chat.ts     (another port than 25000: put it behind, 0 is any free one)
+// Terminal 2, 3 and so on:  nc 127.0.0.1 25000           (your name, then what you have to say; /who, /quit)
+import {
+  type Addr,
+  ClosedError,
+  type Coroutine,
+  failAfter,
+  LimitError,
+  listen,
+  Loop,
+  moveOnAfter,
+  Queue,
+  serve,
+  type Socket,
+  Stream,
+  taskGroup,
+  TimeoutError,
+  WouldBlock,
+} from "../mod.ts";
+
+/** How long a guest may take to type a name, or to read what is left at the end, in milliseconds. */
+const PATIENCE = 30_000;
+/** How many bytes a line may have. */
+const LINE_MAX = 1000;
+/** How many lines may wait for a guest who reads slowly; one more, and the guest has to leave. */
+const BACKLOG = 100;
+
+interface Guest {
+  name: string;
+  /** What is still to be shown to the guest. A line goes to many, and none of them may hold up the others. */
+  lines: Queue<string>;
+  /** Ends the visit at once. */
+  expel: () => void;
+}
+
+const guests = new Set<Guest>();
+
+function* chat(sock: Socket): Coroutine {
+  const stream = new Stream(sock, { limit: LINE_MAX });
+  yield* stream.write("Your name?\n");
+  const name = (yield* failAfter(PATIENCE, stream.readLine()))?.trim();
+  if (!name) return;
+  tell(`* ${name} has come`);
+  yield* taskGroup(function* (group) {
+    const guest = { name, lines: new Queue<string>(BACKLOG), expel: () => group.cancel("too slow") };
+    guests.add(guest);
+    try {
+      const shown = group.createTask(show(stream, guest));
+      yield* listenTo(stream, guest);
+      guest.lines.close(); // What was said before is still shown, to those who read it.
+      yield* moveOnAfter(PATIENCE, shown.wait());
+      group.cancel();
+    } finally {
+      guests.delete(guest);
+      tell(`* ${name} has left`);
+    }
+  });
+}
+
+/** From the guest to all others. */
+function* listenTo(stream: Stream, guest: Guest): Coroutine {
+  for (;;) {
+    try {
+      const line = yield* stream.readLine();
+      if (line === null || line === "/quit") return;
+      if (line === "/who") say(guest, `* here are ${[...guests].map((other) => other.name).join(", ")}`);
+      else tell(`${guest.name}: ${line}`, guest);
+    } catch (error) {
+      if (!(error instanceof LimitError)) throw error;
+      say(guest, `* that was longer than ${error.limit} bytes, and nobody has seen it`);
+    }
+  }
+}
+
+/** From all others to the guest, until the guest's queue is closed and empty. */
+function* show(stream: Stream, guest: Guest): Coroutine {
+  try {
+    for (;;) yield* stream.write(`${yield* guest.lines.get()}\n`);
+  } catch (error) {
+    if (!(error instanceof ClosedError)) throw error;
+  }
+}
+
+function tell(line: string, from?: Guest): void {
+  for (const guest of guests) if (guest !== from) say(guest, line);
+}
+
+function say(guest: Guest, line: string): void {
+  if (guest.lines.closed) return;
+  try {
+    guest.lines.putNowait(line);
+  } catch (error) {
+    if (!(error instanceof WouldBlock)) throw error;
+    guest.expel();
+  }
+}
+
+function report(error: unknown, addr?: Addr): void {
+  if (error instanceof TimeoutError) return; // Somebody who never said a name.
+  console.error(addr ? showAddr(addr) : "accept", error);
+}
+
+function showAddr(addr: Addr): string {
+  return "port" in addr ? `${addr.hostname}:${addr.port}` : addr.path;
+}
+
+if (import.meta.main) {
+  const listener = listen({ hostname: "127.0.0.1", port: Number(Deno.args[0] ?? 25000) });
+  const onListen = (addr: Addr) => console.log("listening on", showAddr(addr));
+  await new Loop().run(serve(listener, chat, { maxConnections: 1000, onListen, onError: report }));
+}

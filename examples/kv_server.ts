@@ -1,0 +1,133 @@
+// A key-value server that speaks enough of Redis's protocol for Redis's own clients. It keeps everything in memory.
+// Terminal 1:  deno run --allow-net examples/kv_server.ts     (another port than 25000: put it behind, 0 is any free one)
+// Terminal 2:  redis-cli -p 25000 set greeting hello          (or redis-benchmark -p 25000 -t set,get -P 16; or nc)
+import {
+  type Addr,
+  type Coroutine,
+  IncompleteReadError,
+  LimitError,
+  listen,
+  Loop,
+  serve,
+  type Socket,
+  Stream,
+} from "../mod.ts";
+
+/** How many bytes a value may have; how many words a command. Whoever asks for more is not served. */
+const BULK_MAX = 1 << 20;
+const WORDS_MAX = 1024;
+
+const encoder = new TextEncoder();
+/** Each byte is a character of its own, so that any bytes are a key. */
+const latin1 = new TextDecoder("latin1");
+const CRLF = encoder.encode("\r\n");
+
+const store = new Map<string, Uint8Array>();
+
+type Reply = string | Uint8Array;
+type Words = Uint8Array[];
+
+const OK = "+OK\r\n";
+const NIL = "$-1\r\n";
+
+/** The commands: how many words each takes at least and at most, its name included, and what it answers. */
+const COMMANDS: Record<string, [least: number, most: number, run: (words: Words) => Reply]> = {
+  PING: [1, 2, ([, text]) => text ? bulk(text) : "+PONG\r\n"],
+  ECHO: [2, 2, ([, text]) => bulk(text)],
+  QUIT: [1, 1, () => OK],
+  SET: [3, 3, ([, key, value]) => (store.set(latin1.decode(key), value.slice()), OK)],
+  GET: [2, 2, ([, key]) => {
+    const value = store.get(latin1.decode(key));
+    return value ? bulk(value) : NIL;
+  }],
+  DEL: [2, WORDS_MAX, ([, ...keys]) => integer(keys.filter((key) => store.delete(latin1.decode(key))).length)],
+  EXISTS: [2, WORDS_MAX, ([, ...keys]) => integer(keys.filter((key) => store.has(latin1.decode(key))).length)],
+  INCR: [2, 2, ([, key]) => increment(latin1.decode(key))],
+  DBSIZE: [1, 1, () => integer(store.size)],
+  FLUSHALL: [1, 2, () => (store.clear(), OK)],
+  COMMAND: [1, WORDS_MAX, () => "*0\r\n"], // Redis's clients ask what there is, and are content with no answer.
+  CONFIG: [2, WORDS_MAX, () => "*0\r\n"],
+};
+
+function increment(key: string): Reply {
+  const value = Number(latin1.decode(store.get(key) ?? encoder.encode("0")));
+  if (!Number.isSafeInteger(value + 1)) return "-ERR value is not an integer or out of range\r\n";
+  store.set(key, encoder.encode(String(value + 1)));
+  return integer(value + 1);
+}
+
+function bulk(data: Uint8Array): Uint8Array {
+  const head = encoder.encode(`$${data.length}\r\n`);
+  const reply = new Uint8Array(head.length + data.length + 2);
+  reply.set(head);
+  reply.set(data, head.length);
+  reply.set(CRLF, head.length + data.length);
+  return reply;
+}
+
+function integer(n: number): string {
+  return `:${n}\r\n`;
+}
+
+function answer(words: Words): Reply {
+  const name = latin1.decode(words[0]).toUpperCase();
+  const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (!command) return `-ERR unknown command ${JSON.stringify(name.slice(0, 100))}\r\n`;
+  const [least, most, run] = command;
+  if (words.length < least || words.length > most) return `-ERR wrong number of arguments for '${name}' command\r\n`;
+  return run(words);
+}
+
+class ProtocolError extends Error {}
+
+/** Reads one command; null at end of stream. */
+function* readCommand(stream: Stream): Coroutine<Words | null> {
+  const line = yield* stream.readLine();
+  if (line === null) return null;
+  if (!line.startsWith("*")) return line.split(" ").filter((word) => word).map((word) => encoder.encode(word));
+  const words: Words = [];
+  for (let n = count(line, "*", WORDS_MAX); n > 0; n--) words.push(yield* readBulk(stream));
+  return words;
+}
+
+function* readBulk(stream: Stream): Coroutine<Uint8Array> {
+  const length = count(yield* stream.readLine(), "$", BULK_MAX);
+  const data = yield* stream.readExactly(length + 2);
+  if (data[length] !== CRLF[0] || data[length + 1] !== CRLF[1]) throw new ProtocolError("expected the end of a value");
+  return data.subarray(0, length);
+}
+
+function count(line: string | null, mark: string, most: number): number {
+  if (line?.[0] !== mark) throw new ProtocolError(`expected '${mark}'`);
+  const n = Number(line.slice(1));
+  if (!/^\d+$/.test(line.slice(1)) || n > most) throw new ProtocolError(`expected a number from 0 to ${most}`);
+  return n;
+}
+
+function* handle(sock: Socket): Coroutine {
+  const stream = new Stream(sock);
+  sock.setNoDelay();
+  try {
+    for (let words; (words = yield* readCommand(stream)) !== null;) {
+      if (words.length === 0) continue;
+      yield* stream.write(answer(words));
+      if (latin1.decode(words[0]).toUpperCase() === "QUIT") return;
+    }
+  } catch (error) {
+    if (error instanceof IncompleteReadError) return; // It left in the middle of a command.
+    if (!(error instanceof ProtocolError || error instanceof LimitError)) throw error;
+    yield* stream.write(`-ERR Protocol error: ${error.message}\r\n`);
+  }
+}
+
+function show(addr: Addr): string {
+  return "port" in addr ? `${addr.hostname}:${addr.port}` : addr.path;
+}
+
+if (import.meta.main) {
+  const listener = listen({ hostname: "127.0.0.1", port: Number(Deno.args[0] ?? 25000) });
+  await new Loop().run(serve(listener, handle, {
+    onListen: (addr) => console.log("listening on", show(addr)),
+    onError: (error, addr) => console.error(addr ? show(addr) : "accept", `${error}`),
+  }));
+}
