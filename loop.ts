@@ -997,7 +997,7 @@ export class Task<T = any> implements PromiseLike<T> {
   *join(): Coroutine<T> {
     this._watchers++;
     try {
-      yield* this.wait();
+      yield* this.#end();
     } catch (error) {
       this.loop._unwatch(this); // The joiner gave up; somebody else has to hear of the task's error.
       throw error;
@@ -1007,9 +1007,11 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** Waits until the task has ended, whichever way, its cleanup included. */
   *wait(): Coroutine<void> {
-    // Looked at when the wait begins, not when the coroutine is made: the task may end in between.
-    if (this.done) yield* checkpoint();
-    else yield* park(this.#ended ??= new ParkingLot(this));
+    yield* this.#end(); // asked for when the wait begins, not when its coroutine is made: the task may end in between
+  }
+
+  #end(): Coroutine<void> {
+    return this.done ? checkpoint() : park(this.#ended ??= new ParkingLot(this));
   }
 
   /**
@@ -1510,24 +1512,24 @@ export class Loop {
       if (this._timers.length > 0) this.#fireTimers();
 
       // -- Tasks: who was ready when the band began takes a step
+      this.#steps += this.ready.length;
       for (let n = this.ready.length; n > 0 && !this.#stopped; n--) this.#step(this.ready.popleft()!);
+      this.#current = null;
       running = outer;
       if (this.#failed.length > 0) this.#reportFailed();
     }
   }
 
   #step(task: Task<any>): void {
-    this.#steps++;
     this.#current = task;
+    let result: IteratorResult<Op, unknown>;
     try {
-      const { done, value } = task._step();
-      if (!done) return this.#perform(task, value);
-      this.#ended(task, value, false);
+      result = task._step();
     } catch (error) {
-      this.#ended(task, error, true);
-    } finally {
-      this.#current = null;
+      return this.#ended(task, error, true);
     }
+    if (result.done) this.#ended(task, result.value, false);
+    else this.#perform(task, result.value);
   }
 
   /** The article's `getattr(self, op)(*args)`. */
@@ -1539,6 +1541,7 @@ export class Loop {
       hush(op);
       return task._swallows ? this.#giveUp(task) : this.#deliver(task, scope._cancelledBy);
     }
+    if (op === CHECKPOINT) return this.ready.append(task); // what its handler does, for the most frequent op of all
     const handler = Array.isArray(op) ? this.#ops.get(op[0]) : undefined;
     task._op = handler ? op : CHECKPOINT;
     try {
@@ -1627,9 +1630,9 @@ export class Loop {
   // ---- Ops -----------------------------------------------------------------------------------------------------
 
   /**
-   * Teaches this loop a new op, or a new way to serve one.
+   * Teaches this loop a new op.
    *
-   * @throws {TypeError} If `handler` lacks `start` or `cancel`.
+   * @throws {TypeError} If it knows the op already, or `handler` lacks `start` or `cancel`.
    *
    * @example
    * ```ts
@@ -1651,6 +1654,7 @@ export class Loop {
     if (typeof handler?.start !== "function" || typeof handler.cancel !== "function") {
       throw new TypeError(`Cannot add op "${name}": its handler needs the functions start and cancel`);
     }
+    if (this.#ops.has(name)) throw new TypeError(`Cannot add op "${name}": this loop knows it already`);
     this.#ops.set(name, handler as unknown as OpHandler);
   }
 
@@ -1805,7 +1809,9 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
       if (typeof promise?.then !== "function") {
         throw new TypeError(`Cannot wait until ${kind(promise)}: it is no promise`);
       }
-      Promise.resolve(promise).then(
+      // A task must know at once that somebody takes its outcome; of other thenables it takes care to be asked only once.
+      const settled = promise instanceof Task ? promise.then() : Promise.resolve(promise);
+      settled.then(
         (value) => task._pending === controller && (task._pending = null, task.loop.wake(task, value)),
         (error) => task._pending === controller && (task._pending = null, task.loop.fail(task, error)),
       );

@@ -1083,6 +1083,16 @@ Deno.test("K16 until stands a thenable that answers twice, at once, or throws", 
   });
 });
 
+Deno.test("K16 until(task) hears of the task's error from the start", async () => {
+  await simulate(function* ({ loop }) {
+    const error = new Error("heard");
+    // As long as this one runs, turns follow each other with no microtask between.
+    loop.createTask(says([], "busy", 100));
+    const task = loop.createTask(fails(error, 2));
+    assertStrictEquals(yield* thrownBy(() => until(task)), error);
+  });
+});
+
 Deno.test("K16 a cancelled until aborts its signal with the Cancelled, and drops the late result", async () => {
   await simulate(function* ({ loop }) {
     for (const late of ["value", "error"]) {
@@ -1213,6 +1223,8 @@ Deno.test("K17 a program adds an op of its own, typed, without touching the kern
     assertThrows(() => loop.wake(cancelled, "late"), Error, "does not wait");
     // @ts-expect-error The arguments of a handler are typed.
     loop.addOp<[n: number]>("typed", { start: (_task, n: string) => n, cancel: () => {} });
+    assertThrows(() => loop.addOp("typed", { start() {}, cancel() {} }), TypeError, "knows it already");
+    assertThrows(() => loop.addOp("sleep", { start() {}, cancel() {} }), TypeError, "knows it already");
     assertThrows(() => loop.addOp("half", { start() {} } as any), TypeError, "start and cancel");
   });
 });
