@@ -34,10 +34,6 @@ export function assertStrictEquals<T>(actual: unknown, expected: T, msg?: string
   if (!Object.is(actual, expected)) throw new AssertionError(difference("strictEqual", actual, expected, msg));
 }
 
-export function assertNotStrictEquals<T>(actual: T, expected: T, msg?: string): void {
-  if (Object.is(actual, expected)) throw new AssertionError(difference("notStrictEqual", actual, expected, msg));
-}
-
 export function assertExists<T>(actual: T, msg?: string): asserts actual is NonNullable<T> {
   if (actual == null) throw new AssertionError(because(`Expected ${actual} to be neither null nor undefined`, msg));
 }
@@ -77,29 +73,8 @@ export function assertMatch(actual: string, expected: RegExp, msg?: string): voi
   throw new AssertionError(because(`Expected ${show(actual)} to match ${expected}`, msg));
 }
 
-export function assertArrayIncludes<T>(
-  actual: ArrayLike<T> & object,
-  expected: ArrayLike<T> & object,
-  msg?: string,
-): void {
-  const missing = Array.from(expected).filter((item) => !Array.from(actual).some((other) => equal(item, other)));
-  if (missing.length === 0) return;
-  throw new AssertionError(because(`Expected ${show(actual)} to include ${show(missing)}`, msg));
-}
-
-export function assertAlmostEquals(actual: number, expected: number, tolerance?: number, msg?: string): void {
-  if (Object.is(actual, expected)) return;
-  const margin = tolerance ?? (isFinite(expected) ? Math.abs(expected * 1e-7) : 1e-7);
-  if (Math.abs(expected - actual) <= margin) return;
-  throw new AssertionError(because(`Expected ${actual} to be within ${margin} of ${expected}`, msg));
-}
-
 export function fail(msg?: string): never {
   throw new AssertionError(because("Failed assertion", msg));
-}
-
-export function unreachable(msg?: string): never {
-  throw new AssertionError(because("Unreachable", msg));
 }
 
 export function assertIsError<E extends Error = Error>(

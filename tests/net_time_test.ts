@@ -1,0 +1,41 @@
+/** The one place of the shim where time is the platform's: how long a closed socket lingers. The clock is faked. */
+import { assertEquals, assertLess } from "@std/assert";
+import { FakeTime } from "@std/testing/time";
+import { DefaultSelector, EVENT_READ, type Socket, socketPair } from "../mod.ts";
+
+const SENT = 100_000;
+
+/** What a peer gets that begins to read only `ms` milliseconds after the close. */
+async function receivedAfter(ms: number): Promise<number> {
+  using time = new FakeTime();
+  const [left, right] = socketPair();
+  left.send(new Uint8Array(SENT / 2));
+  left.send(new Uint8Array(SENT / 2));
+  left.close();
+  await time.tickAsync(ms);
+  await time.runMicrotasks();
+  const received = await readToEnd(right);
+  right.abort();
+  return received;
+}
+
+async function readToEnd(sock: Socket): Promise<number> {
+  const selector = new DefaultSelector();
+  selector.register(sock, EVENT_READ);
+  let received = 0;
+  try {
+    while (true) {
+      if ((await selector.select(0)).length === 0) continue;
+      const data = sock.recv(65536);
+      if (data.length === 0) return received;
+      received += data.length;
+    }
+  } finally {
+    selector.close();
+  }
+}
+
+Deno.test("N5 a peer that neither reads nor ends holds a closed socket for ten seconds, and not for longer", async () => {
+  assertEquals(await receivedAfter(9_999), SENT);
+  assertLess(await receivedAfter(10_000), SENT);
+});
