@@ -1172,7 +1172,7 @@ export class TaskLocal<T> {
 /** Names `cause`, if there is one, as what `error` came in the wake of; unless `error` names another itself. */
 function blame(error: unknown, cause: unknown): void {
   if (!cause || cause === error || !(error instanceof Error) || error instanceof Cancelled) return;
-  if (Object.isExtensible(error)) error.cause ??= cause;
+  if (error.cause === undefined) Reflect.set(error, "cause", cause); // Does nothing to an error that is frozen.
 }
 
 /** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
@@ -1496,28 +1496,34 @@ export class Loop {
 
   async #turns(finished: () => boolean): Promise<void> {
     while (!finished() && !this.#stopped) {
-      // -- I/O: what the selector says is ready, its tasks are
       const selected = this.#select();
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
       if (this.#suspect && events.length === 0) this.#checkDeadlock();
-      const outer = running; // A task of another loop may be running this one.
-      running = this;
-      for (const [key] of events) {
-        this.selector.unregister(key.fileobj, key.events);
-        if (key.data?.op) this.wake(key.data); // unless it was cancelled while this turn was on its way
-      }
-
-      // -- Time: who slept long enough is ready, scopes past their deadline are cancelled
-      if (this._timers.length > 0) this.#fireTimers();
-
-      // -- Tasks: who was ready when the band began takes a step
-      this.#steps += this.ready.length;
-      for (let n = this.ready.length; n > 0 && !this.#stopped; n--) this.#step(this.ready.popleft()!);
-      this.#current = null;
-      running = outer;
-      if (this.#failed.length > 0) this.#reportFailed();
+      this.#turn(events);
     }
+  }
+
+  #turn(events: [SelectorKey, number][]): void {
+    const outer = running; // A task of another loop may be running this one.
+    running = this;
+
+    // -- I/O: what the selector says is ready, its tasks are
+    for (const [key] of events) {
+      this.selector.unregister(key.fileobj, key.events);
+      if (key.data?.op) this.wake(key.data); // unless it was cancelled while this turn was on its way
+    }
+
+    // -- Time: who slept long enough is ready, scopes past their deadline are cancelled
+    if (this._timers.length > 0) this.#fireTimers();
+
+    // -- Tasks: who was ready when the band began takes a step
+    this.#steps += this.ready.length;
+    for (let n = this.ready.length; n > 0 && !this.#stopped; n--) this.#step(this.ready.popleft()!);
+    this.#current = null;
+
+    running = outer;
+    if (this.#failed.length > 0) this.#reportFailed();
   }
 
   #step(task: Task<any>): void {

@@ -975,7 +975,13 @@ Deno.test("C10 an error thrown by cleanup is the outcome, names the Cancelled as
 
 Deno.test("C10 an error keeps the cause it has; what is no error, or frozen, stays as it is", async () => {
   const cause = new Error("a cause of its own");
-  for (const thrown of [new Error("x", { cause }), Object.freeze(new Error("frozen")), "a string", 0]) {
+  class NoCause extends Error {
+    override get cause(): undefined {
+      return undefined;
+    }
+  }
+  const frozen = Object.freeze(new Error("frozen"));
+  for (const thrown of [new Error("x", { cause }), frozen, new NoCause(), "a string", 0]) {
     const errors: Simulation["errors"] = [];
     await simulate(function* () {
       const task = yield* cancelledTask((function* (): Coroutine {
