@@ -9,13 +9,14 @@
  * - What listens is taken off when the wait or the block is over, cancelled too: a program without a listener has the
  *   platform's own answer to a signal again, which for most is to end.
  * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown at who waits.
- * - To cancel a run is to end its thread, in the middle of a computation if need be; a thread that may be in disorder is
- *   never used again.
+ * - To cancel a run is to terminate its thread. A thread that may be in disorder is never used again.
  *
  * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of
  * `node:worker_threads`, which Deno has built in, and which is loaded at the first run. Discussion: the `Worker` of the web
- * would be closer at hand, but in Deno 2.9 its `terminate()` does not stop a thread that never gives up control, so that
- * just the work this is made for could not be cancelled, and would keep the program from ending.
+ * would be closer at hand, but idle ones keep the program from ending, and one that computes does so even when terminated.
+ * Neither kind stops at once in the middle of a computation: Deno 2.9 lets the thread go and may take seconds to stop it. So
+ * a cancelled run is over for the loop at once, and the program can end, but a core may be busy for a while; work that wants
+ * to be stopped at once looks at a flag in shared memory.
  *
  * @module
  */
@@ -187,7 +188,8 @@ export interface WorkerPoolOptions {
 
 /**
  * Runs a function in a thread of its own, so that the loop goes on while it computes, and returns its result (awaited, if
- * it is a promise). If the wait is cancelled the thread is ended, even in the middle of an endless loop.
+ * it is a promise). If the wait is cancelled the thread is terminated; how soon a computation stops then is at the top of
+ * this file.
  *
  * The function travels as its source text: it must stand on its own and can use nothing of the file around it but the
  * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`.
