@@ -31,6 +31,7 @@ import {
   type SocketLike,
   type Task,
   TaskError,
+  type TaskGroup,
   taskGroup,
   TimeoutError,
   until,
@@ -1104,4 +1105,122 @@ Deno.test("C2 a raw yield is a place to be cancelled like any other", async () =
     })());
     assertEquals(task.cancelled, true);
   });
+});
+
+/** A random program: blocks within blocks, each counted when it is entered and when it is left. */
+class RandomProgram {
+  entered = 0;
+  left = 0;
+  readonly #scopes: CancelScope[] = [];
+  readonly #tasks: Task[] = [];
+  readonly #lot = new ParkingLot();
+  readonly #lock = new Lock();
+  #seed: number;
+
+  constructor(seed: number) {
+    this.#seed = seed * 7919 + 1;
+  }
+
+  #random(n: number): number {
+    this.#seed = (this.#seed * 48271) % 0x7fffffff;
+    return Math.floor((this.#seed / 0x7fffffff) * n);
+  }
+
+  *block(depth: number): Coroutine {
+    this.entered++;
+    try {
+      for (let i = this.#random(4); i >= 0; i--) yield* this.#statement(depth);
+    } catch (error) {
+      if (!(error instanceof TimeoutError || error instanceof TaskError)) throw error;
+    } finally {
+      if (this.#random(3) === 0) yield* shield(sleep(this.#random(5)), { timeout: 3 });
+      this.left++;
+    }
+  }
+
+  *#statement(depth: number): Coroutine {
+    const inner = (): Coroutine => depth > 0 ? this.block(depth - 1) : sleep(this.#random(20));
+    switch (this.#random(14)) {
+      case 0:
+        return yield* checkpoint();
+      case 1:
+        return yield* sleep(this.#random(10));
+      case 2:
+        return yield* failAfter(this.#random(15), inner());
+      case 3:
+        return void (yield* moveOnAfter(this.#random(15), inner()));
+      case 4:
+        return yield* shield(inner());
+      case 5:
+      case 6: {
+        const options = { shield: this.#random(4) === 0, timeout: this.#random(30) };
+        return void (yield* cancelScope((scope) => (this.#scopes.push(scope), inner()), options));
+      }
+      case 7:
+      case 8:
+        return yield* this.#group(inner);
+      case 9:
+        return this.#pick(this.#scopes)?.cancel(this.#random(100));
+      case 10:
+        return this.#pick(this.#tasks)?.cancel(this.#random(100));
+      case 11: {
+        const scope = this.#pick(this.#scopes);
+        if (!scope) return;
+        if (this.#random(2)) scope.shield = !scope.shield;
+        else scope.deadline = currentTask().loop.time() + this.#random(20) - 5;
+        return;
+      }
+      case 12:
+        return yield* failAfter(5, park(this.#lot));
+      default: {
+        if (this.#lock.held) return;
+        using _guard = yield* this.#lock.acquire();
+        return yield* sleep(this.#random(3));
+      }
+    }
+  }
+
+  #group(inner: () => Coroutine): Coroutine {
+    return taskGroup((group) => this.#members(group, inner));
+  }
+
+  *#members(group: TaskGroup, inner: () => Coroutine): Coroutine {
+    for (let i = this.#random(3); i >= 0; i--) this.#tasks.push(group.createTask(inner()));
+    if (this.#random(3) === 0) group.cancel();
+    if (this.#random(2)) yield* inner();
+    this.#lot.unpark();
+  }
+
+  #pick<T>(from: T[]): T | undefined {
+    return from[this.#random(from.length)];
+  }
+
+  /** Whether the lock is free. */
+  get clean(): boolean {
+    return !this.#lock.locked && this.#lot.length === 0;
+  }
+}
+
+Deno.test("C1 to C9 five hundred random programs leave every block, and nothing behind", async () => {
+  let cancelled = 0;
+  for (let seed = 1; seed <= 500; seed++) {
+    const program = new RandomProgram(seed);
+    await simulate(function* ({ loop, world }) {
+      const task = loop.createTask(program.block(5), { name: `program ${seed}` });
+      if (seed % 3 === 0) {
+        yield* moveOnAfter(seed % 40, task.wait());
+        task.cancel("enough");
+      }
+      yield* task.wait();
+      if (task.cancelled) cancelled++;
+      assertEquals(
+        [task.error, [...loop.tasks].length, loop._timers.length, loop._parked],
+        [undefined, 1, 0, 0],
+        `${seed}`,
+      );
+      assertEquals([...currentTask()._base._parent!._walk()].length, 2, `${seed}`);
+      assertEquals([program.left, program.clean, world.keys.size], [program.entered, true, 0], `${seed}`);
+    });
+  }
+  assert(cancelled > 20, `only ${cancelled} were cancelled`);
 });
