@@ -11,9 +11,9 @@ const ROOT = new URL("..", import.meta.url);
 const VALUES = `
   BusyError CancelScope Cancelled ClosedError Condition DatagramSocket DeadlockError DefaultSelector EVENT_READ
   EVENT_WRITE Event IncompleteReadError LifoQueue LimitError Listener Lock Loop ParkingLot Pollable PriorityQueue
-  Queue Semaphore Socket Stream Task TaskError TaskGroup TaskLocal TimeoutError WouldBlock all call cancelScope checkpoint
-  connect connectTls currentTask datagram failAfter listen listenTls moveOnAfter park race readWait runningLoop serve
-  shield sleep socketPair startTls taskGroup until writeWait
+  Queue Semaphore SignalQueue Socket Stream Task TaskError TaskGroup TaskLocal TimeoutError WorkerPool WouldBlock all
+  call cancelScope checkpoint connect connectTls currentTask datagram failAfter listen listenTls moveOnAfter park race
+  readWait runInWorker runningLoop serve shield signal sleep socketPair startTls taskGroup until writeWait
 `;
 
 const TYPES = `
@@ -21,6 +21,7 @@ const TYPES = `
   DatagramConnection DatagramLike DatagramOptions ListenOptions ListenTlsOptions ListenerLike LoopOptions Network Op
   OpHandler QueueItems Results Selectable Selector SelectorKey SemaphoreOptions ServeListener ServeOptions
   ShieldOptions SocketLike StartTlsOptions StreamOptions StreamSocket TaskOptions TlsHandshakeInfo TraceEvent
+  WorkerPoolOptions WorkerRunOptions
 `;
 
 /** What a root module may import. */
