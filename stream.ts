@@ -199,6 +199,11 @@ export class Stream implements Disposable {
 
   // ---- Reading -------------------------------------------------------------------------------------------------
 
+  /** How many bytes are at hand. At 0 the next read has to wait for the peer: the time to send what one has put off. */
+  get buffered(): number {
+    return this.#length;
+  }
+
   /**
    * Reads what there is, `max` bytes at most; waits if there is nothing. An empty array at end of stream, again and again.
    *

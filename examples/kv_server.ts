@@ -16,25 +16,27 @@ import {
 /** How many bytes a value may have; how many words a command. Whoever asks for more is not served. */
 const BULK_MAX = 1 << 20;
 const WORDS_MAX = 1024;
+/** How many answers may wait for each other. */
+const REPLIES_MAX = 64;
 
 const encoder = new TextEncoder();
+const text = (words: string) => encoder.encode(words);
 /** Each byte is a character of its own, so that any bytes are a key. */
 const latin1 = new TextDecoder("latin1");
-const CRLF = encoder.encode("\r\n");
+
+type Words = Uint8Array[];
 
 const store = new Map<string, Uint8Array>();
 
-type Reply = string | Uint8Array;
-type Words = Uint8Array[];
-
-const OK = "+OK\r\n";
-const NIL = "$-1\r\n";
+const OK = text("+OK\r\n");
+const NIL = text("$-1\r\n");
+const NOTHING = text("*0\r\n");
+const CRLF = text("\r\n");
 
 /** The commands: how many words each takes at least and at most, its name included, and what it answers. */
-const COMMANDS: Record<string, [least: number, most: number, run: (words: Words) => Reply]> = {
-  PING: [1, 2, ([, text]) => text ? bulk(text) : "+PONG\r\n"],
-  ECHO: [2, 2, ([, text]) => bulk(text)],
-  QUIT: [1, 1, () => OK],
+const COMMANDS: Record<string, [least: number, most: number, run: (words: Words) => Uint8Array]> = {
+  PING: [1, 2, ([, word]) => word ? bulk(word) : text("+PONG\r\n")],
+  ECHO: [2, 2, ([, word]) => bulk(word)],
   SET: [3, 3, ([, key, value]) => (store.set(latin1.decode(key), value.slice()), OK)],
   GET: [2, 2, ([, key]) => {
     const value = store.get(latin1.decode(key));
@@ -45,37 +47,42 @@ const COMMANDS: Record<string, [least: number, most: number, run: (words: Words)
   INCR: [2, 2, ([, key]) => increment(latin1.decode(key))],
   DBSIZE: [1, 1, () => integer(store.size)],
   FLUSHALL: [1, 2, () => (store.clear(), OK)],
-  COMMAND: [1, WORDS_MAX, () => "*0\r\n"], // Redis's clients ask what there is, and are content with no answer.
-  CONFIG: [2, WORDS_MAX, () => "*0\r\n"],
+  COMMAND: [1, WORDS_MAX, () => NOTHING], // Redis's clients ask what there is, and are content with no answer.
+  CONFIG: [2, WORDS_MAX, () => NOTHING],
 };
 
-function increment(key: string): Reply {
-  const value = Number(latin1.decode(store.get(key) ?? encoder.encode("0")));
-  if (!Number.isSafeInteger(value + 1)) return "-ERR value is not an integer or out of range\r\n";
-  store.set(key, encoder.encode(String(value + 1)));
+function increment(key: string): Uint8Array {
+  const value = Number(latin1.decode(store.get(key) ?? text("0")));
+  if (!Number.isSafeInteger(value + 1)) return text("-ERR value is not an integer or out of range\r\n");
+  store.set(key, text(String(value + 1)));
   return integer(value + 1);
 }
 
 function bulk(data: Uint8Array): Uint8Array {
-  const head = encoder.encode(`$${data.length}\r\n`);
-  const reply = new Uint8Array(head.length + data.length + 2);
-  reply.set(head);
-  reply.set(data, head.length);
-  reply.set(CRLF, head.length + data.length);
-  return reply;
+  return concat([text(`$${data.length}\r\n`), data, CRLF]);
 }
 
-function integer(n: number): string {
-  return `:${n}\r\n`;
+function integer(n: number): Uint8Array {
+  return text(`:${n}\r\n`);
 }
 
-function answer(words: Words): Reply {
+function concat(parts: Uint8Array[]): Uint8Array {
+  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+function answer(words: Words): Uint8Array {
   const name = latin1.decode(words[0]).toUpperCase();
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!command) return `-ERR unknown command ${JSON.stringify(name.slice(0, 100))}\r\n`;
+  if (!command) return text(`-ERR unknown command ${JSON.stringify(name.slice(0, 100))}\r\n`);
   const [least, most, run] = command;
-  if (words.length < least || words.length > most) return `-ERR wrong number of arguments for '${name}' command\r\n`;
-  return run(words);
+  if (words.length >= least && words.length <= most) return run(words);
+  return text(`-ERR wrong number of arguments for '${name}' command\r\n`);
 }
 
 class ProtocolError extends Error {}
@@ -84,7 +91,7 @@ class ProtocolError extends Error {}
 function* readCommand(stream: Stream): Coroutine<Words | null> {
   const line = yield* stream.readLine();
   if (line === null) return null;
-  if (!line.startsWith("*")) return line.split(" ").filter((word) => word).map((word) => encoder.encode(word));
+  if (!line.startsWith("*")) return line.split(" ").filter((word) => word).map(text);
   const words: Words = [];
   for (let n = count(line, "*", WORDS_MAX); n > 0; n--) words.push(yield* readBulk(stream));
   return words;
@@ -107,16 +114,17 @@ function count(line: string | null, mark: string, most: number): number {
 function* handle(sock: Socket): Coroutine {
   const stream = new Stream(sock);
   sock.setNoDelay();
+  const replies: Uint8Array[] = [];
   try {
     for (let words; (words = yield* readCommand(stream)) !== null;) {
-      if (words.length === 0) continue;
-      yield* stream.write(answer(words));
-      if (latin1.decode(words[0]).toUpperCase() === "QUIT") return;
+      if (words.length > 0) replies.push(answer(words));
+      // The answers to commands that came together leave together: to send costs more than all the rest.
+      if (stream.buffered === 0 || replies.length >= REPLIES_MAX) yield* stream.write(concat(replies.splice(0)));
     }
   } catch (error) {
     if (error instanceof IncompleteReadError) return; // It left in the middle of a command.
     if (!(error instanceof ProtocolError || error instanceof LimitError)) throw error;
-    yield* stream.write(`-ERR Protocol error: ${error.message}\r\n`);
+    yield* stream.write(concat([...replies, text(`-ERR Protocol error: ${error.message}\r\n`)]));
   }
 }
 
