@@ -103,11 +103,11 @@ export const cases: Cases = {
     run(function* () {
       const lock = Effect.unsafeMakeSemaphore(1);
       const count = Math.ceil(times(n) / 10);
+      function* locks(): any {
+        for (let k = 0; k < count; k++) yield* lock.withPermits(1)(Effect.yieldNow());
+      }
       const done = start();
-      yield* together(n, () =>
-        Effect.gen(function* (): any {
-          for (let k = 0; k < count; k++) yield* lock.withPermits(1)(Effect.yieldNow());
-        }));
+      yield* together(n, () => Effect.gen(locks));
       return done(n * count);
     }),
   "event wake": (n) =>
@@ -115,14 +115,11 @@ export const cases: Cases = {
       const count = Math.ceil(times(n) / 10);
       const events: any[] = [];
       for (let k = 0; k < count; k++) events.push(yield* Deferred.make());
-      const fibers = [];
-      for (let i = 0; i < n; i++) {
-        fibers.push(
-          yield* Effect.fork(Effect.gen(function* (): any {
-            for (let k = 0; k < count; k++) yield* Deferred.await(events[k]);
-          })),
-        );
+      function* waits(): any {
+        for (let k = 0; k < count; k++) yield* Deferred.await(events[k]);
       }
+      const fibers = [];
+      for (let i = 0; i < n; i++) fibers.push(yield* Effect.fork(Effect.gen(waits)));
       yield* Effect.yieldNow();
       const done = start();
       for (let k = 0; k < count; k++) {

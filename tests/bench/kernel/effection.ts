@@ -108,14 +108,11 @@ export const cases: Cases = {
     run(function* () {
       const count = Math.ceil(times(n) / 20);
       const events = Array.from({ length: count }, () => withResolvers());
-      const tasks: Operation[] = [];
-      for (let i = 0; i < n; i++) {
-        tasks.push(
-          yield* spawn(function* () {
-            for (let k = 0; k < count; k++) yield* events[k].operation;
-          }),
-        );
+      function* waits(): Operation {
+        for (let k = 0; k < count; k++) yield* events[k].operation;
       }
+      const tasks: Operation[] = [];
+      for (let i = 0; i < n; i++) tasks.push(yield* spawn(waits));
       yield* sleep(0);
       const done = start();
       for (let k = 0; k < count; k++) {

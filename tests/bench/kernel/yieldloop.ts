@@ -115,10 +115,10 @@ export const cases: Cases = {
     run(function* (loop) {
       const event = new Event();
       const count = times(n);
-      const tasks = Array.from({ length: n }, () =>
-        loop.createTask(function* () {
-          for (let k = 0; k < count; k++) yield* event.wait();
-        }()));
+      function* waits(): Coroutine {
+        for (let k = 0; k < count; k++) yield* event.wait();
+      }
+      const tasks = Array.from({ length: n }, () => loop.createTask(waits()));
       yield* checkpoint();
       const done = start();
       for (let k = 0; k < count; k++) {
