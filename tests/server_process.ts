@@ -63,9 +63,9 @@ export class Server implements AsyncDisposable {
     });
   }
 
-  /** Starts a program on a free port. `args` are flags, the program, and what stands behind it before the port. */
-  static async start(args: string[], env: Record<string, string> = {}): Promise<Server> {
-    const server = new Server([...args, "0"], env);
+  /** Starts a program on a free port. `args` are flags, the program, and what stands behind it before and after the port. */
+  static async start(args: string[], env: Record<string, string> = {}, afterPort: string[] = []): Promise<Server> {
+    const server = new Server([...args, "0", ...afterPort], env);
     try {
       await server.until("listening on", () => server.out.some((line) => line.startsWith("listening on ")));
       const line = server.out.find((line) => line.startsWith("listening on "))!;
@@ -85,6 +85,11 @@ export class Server implements AsyncDisposable {
   /** The process's id. */
   get pid(): number {
     return this.#child.pid;
+  }
+
+  /** The code it ends with, once it has. */
+  get code(): Promise<number> {
+    return this.#child.status.then(({ code }) => code);
   }
 
   /** How many of the lines printed so far begin with `start`. */
