@@ -721,6 +721,7 @@ export class CancelScope {
     this.#deadline = time;
     if (time === Infinity || this.#left || this.#cancelCalled) return;
     this.#timer = this.#loop._timers.add(time, this);
+    this.#loop._noteTimer();
     if (this._timed) return;
     for (const scope of this._walk()) scope._timed = true;
   }
@@ -1690,6 +1691,11 @@ export class Loop {
     task._op = null;
     this.ready.append(task);
     if (this.#asleep) this.#wakeup();
+  }
+
+  /** @internal A deadline was set: if that was done outside the loop, it may be sleeping for too long now. */
+  _noteTimer(): void {
+    this.#wakeup();
   }
 
   /** @internal A task was made, or is unparked: remember it if that was done outside the loop. */

@@ -19,6 +19,7 @@ import {
   Event,
   failAfter,
   Lock,
+  Loop,
   moveOnAfter,
   type Op,
   park,
@@ -37,7 +38,7 @@ import {
   until,
   writeWait,
 } from "../mod.ts";
-import { FakeSocket, simulate, type Simulation } from "./world.ts";
+import { FakeSocket, platformTurn, simulate, type Simulation, simulation } from "./world.ts";
 
 /** What `body` throws. */
 function* thrownBy(body: () => Coroutine<unknown>): Coroutine<any> {
@@ -359,6 +360,24 @@ Deno.test("C3 wait waits for the end, cleanup included; any number of tasks may"
     yield* task.wait();
     assertEquals(world.now(), 100);
   });
+});
+
+Deno.test("C3 a cancel, or a deadline, that comes from outside wakes an idle loop", async () => {
+  for (const how of ["cancel", "deadline"]) {
+    for (const loop of [simulation().loop, new Loop()]) {
+      let scope!: CancelScope;
+      const result = loop.run(cancelScope(function* (own): Coroutine {
+        scope = own;
+        yield* until(new Promise(() => {}));
+      }));
+      await platformTurn();
+      await platformTurn();
+      if (how === "cancel") scope.cancel();
+      else scope.deadline = loop.time() + 5;
+      await result;
+      assertEquals(scope.cancelledCaught, true);
+    }
+  }
 });
 
 // ---- C4 ----------------------------------------------------------------------------------------------------------
