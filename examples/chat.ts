@@ -76,7 +76,11 @@ function* listenTo(stream: Stream, guest: Guest): Coroutine {
 /** From all others to the guest, until the guest's queue is closed and empty. */
 function* show(stream: Stream, guest: Guest): Coroutine {
   try {
-    for (;;) yield* stream.write(`${yield* guest.lines.get()}\n`);
+    for (;;) {
+      let text = `${yield* guest.lines.get()}\n`;
+      while (guest.lines.size > 0) text += `${guest.lines.getNowait()}\n`; // Who writes much is read as fast.
+      yield* stream.write(text);
+    }
   } catch (error) {
     if (!(error instanceof ClosedError)) throw error;
   }

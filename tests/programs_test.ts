@@ -1,0 +1,401 @@
+/**
+ * The larger examples, each driven by clients that nobody here wrote: nc and socat, redis-cli and redis-benchmark, curl.
+ */
+
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { needs, needsPrograms } from "./permissions.ts";
+import { example, noise, Server } from "./server_process.ts";
+
+const WANTED = { net: true, run: true, read: true, env: true } as const;
+
+/** Runs a client to its end; `input` is what it is given to read. */
+async function client(
+  program: string,
+  args: string[],
+  input = "",
+): Promise<{ code: number; out: string; err: string }> {
+  const command = new Deno.Command(program, { args, stdin: "piped", stdout: "piped", stderr: "piped" });
+  await using child = command.spawn();
+  const output = child.output();
+  const writer = child.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(input));
+  await writer.close();
+  const { code, stdout, stderr } = await output;
+  return { code, out: new TextDecoder().decode(stdout), err: new TextDecoder().decode(stderr) };
+}
+
+/** A client that is talked to line by line. */
+class Talker implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+  readonly #lines: ReadableStreamDefaultReader<string>;
+  #rest = "";
+
+  constructor(program: string, args: string[]) {
+    this.#child = new Deno.Command(program, { args, stdin: "piped", stdout: "piped" }).spawn();
+    this.#writer = this.#child.stdin.getWriter();
+    this.#lines = this.#child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  }
+
+  say(line: string): Promise<void> {
+    return this.#writer.write(new TextEncoder().encode(`${line}\n`));
+  }
+
+  /** The next line it has printed; null at the end. */
+  async hear(): Promise<string | null> {
+    while (!this.#rest.includes("\n")) {
+      const { value, done } = await this.#lines.read();
+      if (done) return null;
+      this.#rest += value;
+    }
+    const end = this.#rest.indexOf("\n");
+    const line = this.#rest.slice(0, end);
+    this.#rest = this.#rest.slice(end + 1);
+    return line;
+  }
+
+  async leave(): Promise<void> {
+    await this.#writer.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writer.close().catch(() => {});
+    while (await this.hear() !== null);
+    await this.#child.status;
+  }
+}
+
+// ---- The chat ------------------------------------------------------------------------------------------------------
+
+Deno.test("examples/chat.ts lets nc and socat talk to each other", needsPrograms(["nc", "socat"]), async () => {
+  await using server = await Server.example("chat");
+  await using ann = new Talker("nc", ["-N", "127.0.0.1", String(server.port)]);
+  assertEquals(await ann.hear(), "Your name?");
+  await ann.say("ann");
+  await ann.say("/who");
+  assertEquals(await ann.hear(), "* here are ann");
+
+  await using bob = new Talker("socat", ["-t5", "-", `TCP:127.0.0.1:${server.port}`]);
+  assertEquals(await bob.hear(), "Your name?");
+  await bob.say("bob");
+  assertEquals(await ann.hear(), "* bob has come");
+  await ann.say("grüß dich");
+  assertEquals(await bob.hear(), "ann: grüß dich");
+  await bob.say("x".repeat(2000));
+  assertEquals(await bob.hear(), "* that was longer than 1000 bytes, and nobody has seen it");
+  await bob.say("hello");
+  assertEquals(await ann.hear(), "bob: hello");
+  await bob.say("/quit");
+  assertEquals(await ann.hear(), "* bob has left");
+  assertEquals(await bob.hear(), null);
+  await ann.leave();
+  assertEquals(await ann.hear(), null);
+  assertEquals(server.err, "");
+});
+
+Deno.test("N7 examples/chat.ts sends a guest away who does not read, and the others go on", needs(WANTED), async () => {
+  await using server = await Server.example("chat");
+  const address = { hostname: "127.0.0.1", port: server.port };
+  using deaf = await Deno.connect(address);
+  using ann = await Deno.connect(address);
+  using bob = await Deno.connect(address);
+  await say(deaf, "deaf");
+  await say(deaf, "/who");
+  await hearUntil(deaf, "here are deaf");
+  await say(ann, "ann");
+  await hearUntil(ann, "Your name?");
+  await say(bob, "bob");
+  await hearUntil(ann, "* bob has come");
+  let gone = false;
+  const left = hearUntil(bob, "* deaf has left").finally(() => gone = true);
+  const flooding = (async () => {
+    while (!gone) await say(ann, "x".repeat(900));
+  })();
+  await Promise.all([left, flooding]);
+});
+
+async function say(conn: Deno.Conn, line: string): Promise<void> {
+  const data = new TextEncoder().encode(`${line}\n`);
+  for (let sent = 0; sent < data.length;) sent += await conn.write(data.subarray(sent));
+}
+
+async function hearUntil(conn: Deno.Conn, wanted: string): Promise<void> {
+  const decoder = new TextDecoder();
+  const buffer = new Uint8Array(65536);
+  for (let heard = ""; !heard.includes(wanted);) {
+    const n = await conn.read(buffer);
+    if (n === null) throw new Error(`The chat ended before it said "${wanted}"`);
+    heard = heard.slice(-wanted.length) + decoder.decode(buffer.subarray(0, n), { stream: true });
+  }
+}
+
+// ---- The key-value server ------------------------------------------------------------------------------------------
+
+Deno.test("examples/kv_server.ts serves redis-cli", needsPrograms(["redis-cli"]), async () => {
+  await using server = await Server.example("kv_server");
+  const commands = ["set a hello", "get a", "get b", "incr n", "incr n", "incr a", "exists a n b", "del a b", "dbsize"];
+  const { out } = await client("redis-cli", ["-p", String(server.port)], [...commands, "nonsense", "get"].join("\n"));
+  assertEquals(
+    out.trimEnd().split(/\n+/),
+    [
+      "OK",
+      "hello",
+      "",
+      "1",
+      "2",
+      "ERR value is not an integer or out of range",
+      "2",
+      "1",
+      "1",
+      'ERR unknown command "NONSENSE"',
+      "ERR wrong number of arguments for 'GET' command",
+    ].filter((line) => line !== ""),
+  );
+  assertEquals(server.err, "");
+});
+
+Deno.test("examples/kv_server.ts keeps any bytes, up to its limit", needsPrograms(["redis-cli"]), async () => {
+  await using server = await Server.example("kv_server");
+  const args = ["-p", String(server.port)];
+  const value = "grüß \r\n$5\r\n*1\r\n🙂".repeat(10_000);
+  assertEquals((await client("redis-cli", [...args, "-x", "set", "k"], value)).out, "OK\n");
+  assertEquals((await client("redis-cli", [...args, "--raw", "get", "k"])).out, `${value}\n`);
+  const tooLong = await client("redis-cli", [...args, "-x", "set", "k"], "x".repeat(1 << 21));
+  assertMatch(tooLong.out + tooLong.err, /Protocol error|closed|reset|Broken pipe/i);
+  assertEquals((await client("redis-cli", [...args, "--raw", "get", "k"])).out, `${value}\n`);
+});
+
+Deno.test(
+  "examples/kv_server.ts stands redis-benchmark with pipelines",
+  needsPrograms(["redis-benchmark"]),
+  async () => {
+    await using server = await Server.example("kv_server");
+    const args = ["-p", String(server.port), "-t", "set,get", "-P", "16", "-n", "20000", "--csv"];
+    const { code, out } = await client("redis-benchmark", args);
+    assertEquals(code, 0);
+    assertMatch(out, /^"SET","[\d.]+"/m);
+    assertMatch(out, /^"GET","[\d.]+"/m);
+    assertEquals(server.err, "");
+  },
+);
+
+Deno.test(
+  "examples/kv_server.ts answers random bytes with an error or an end, never with a crash",
+  needs(WANTED),
+  async () => {
+    await using server = await Server.example("kv_server");
+    const address = { hostname: "127.0.0.1", port: server.port };
+    const next = random(3);
+    const parts = [
+      "*",
+      "$",
+      "3",
+      "-1",
+      "\r\n",
+      "\n",
+      "SET",
+      "GET",
+      " ",
+      "\0",
+      "ÿ",
+      "99999999999",
+      "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n",
+    ];
+    for (let round = 0; round < 200; round++) {
+      using conn = await Deno.connect(address);
+      const words = Array.from(
+        { length: next(30) },
+        () => next(4) ? parts[next(parts.length)] : String.fromCharCode(next(256)),
+      );
+      const answered = readAll(conn);
+      await say(conn, words.join("")).then(() => conn.closeWrite()).catch(() => {}); // It may have been sent away by now.
+      for (const reply of (await answered).split("\r\n")) assertMatch(reply, /^([-+:$*].*|k|)$/, words.join(""));
+    }
+    using conn = await Deno.connect(address);
+    const answered = readAll(conn);
+    await say(conn, "PING\r");
+    await conn.closeWrite();
+    assertEquals(await answered, "+PONG\r\n");
+    assertEquals(server.err.replace(/^.*(ConnectionReset|BrokenPipe).*\n/gm, ""), "");
+  },
+);
+
+/** Numbers from 0 up to, not with, `n`; the same ones for the same seed. */
+function random(seed: number): (n: number) => number {
+  let state = seed >>> 0;
+  return (n) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor(state / 2 ** 32 * n);
+  };
+}
+
+async function readAll(conn: Deno.Conn): Promise<string> {
+  const decoder = new TextDecoder();
+  const buffer = new Uint8Array(65536);
+  let all = "";
+  try {
+    for (let n; (n = await conn.read(buffer)) !== null;) all += decoder.decode(buffer.subarray(0, n), { stream: true });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.ConnectionReset)) throw error;
+  }
+  return all;
+}
+
+// ---- The proxy -----------------------------------------------------------------------------------------------------
+
+/** A redis-server on a port of its own, which keeps nothing on disk. */
+async function redisServer(): Promise<{ port: number } & AsyncDisposable> {
+  using free = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = free.addr;
+  free.close();
+  const args = ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"];
+  const child = new Deno.Command("redis-server", { args, stdin: "null", stdout: "piped", stderr: "null" }).spawn();
+  const out = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  for (let said = ""; !said.includes("Ready to accept connections");) {
+    const { value, done } = await out.read();
+    if (done) throw new Error(`Cannot start redis-server: ${said}`);
+    said += value;
+  }
+  return {
+    port,
+    async [Symbol.asyncDispose]() {
+      child.kill("SIGTERM");
+      while (!(await out.read()).done);
+      await child.status;
+    },
+  };
+}
+
+Deno.test("examples/tcp_proxy.ts between redis-cli, redis-benchmark and redis-server", {
+  ...needsPrograms(["redis-server", "redis-cli", "redis-benchmark"]),
+}, async () => {
+  await using redis = await redisServer();
+  await using server = await Server.start([example("tcp_proxy"), `127.0.0.1:${redis.port}`]);
+  const args = ["-p", String(server.port)];
+  assertEquals((await client("redis-cli", [...args, "set", "a", "hello"])).out, "OK\n");
+  assertEquals((await client("redis-cli", [...args, "get", "a"])).out, "hello\n");
+  const value = new TextDecoder().decode(noise.map((byte) => 65 + byte % 26));
+  assertEquals((await client("redis-cli", [...args, "-x", "set", "b"], value)).out, "OK\n");
+  assertEquals((await client("redis-cli", ["-p", String(redis.port), "get", "b"])).out, `${value}\n`);
+  assertEquals((await client("redis-cli", [...args, "get", "b"])).out, `${value}\n`);
+  const run = await client("redis-benchmark", [...args, "-t", "set,get", "-P", "16", "-n", "20000", "--csv"]);
+  assertEquals(run.code, 0);
+  assertMatch(run.out, /^"GET","[\d.]+"/m);
+});
+
+Deno.test(
+  "examples/tcp_proxy.ts passes a half-close on, each direction for itself",
+  needsPrograms(["nc"]),
+  async () => {
+    using target = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    await using server = await Server.start([example("tcp_proxy"), `127.0.0.1:${target.addr.port}`]);
+    const text = "a line of text\n".repeat(20_000);
+    const answer = client("nc", ["-N", "127.0.0.1", String(server.port)], text);
+    using conn = await target.accept();
+    const received = await readAll(conn); // to the end: nc has closed its side
+    await conn.write(new TextEncoder().encode(`${received.length} bytes\n`));
+    conn.closeWrite();
+    assertEquals((await answer).out, `${text.length} bytes\n`);
+    assertEquals(server.err, "");
+  },
+);
+
+Deno.test(
+  "examples/tcp_proxy.ts closes the client if nobody listens at the other end",
+  needsPrograms(["nc"]),
+  async () => {
+    using taken = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const { port } = taken.addr;
+    taken.close();
+    await using server = await Server.start([example("tcp_proxy"), `127.0.0.1:${port}`]);
+    assertEquals((await client("nc", ["-N", "127.0.0.1", String(server.port)])).out, "");
+    await server.until("an error", () => server.err.includes("ConnectionRefused"));
+  },
+);
+
+Deno.test("N11 examples/tcp_proxy.ts passes TLS through for curl", needsPrograms(["curl"]), async () => {
+  const pem = (name: string) => new URL(`./tls/${name}`, import.meta.url).pathname;
+  const [cert, key] = await Promise.all(["localhost.pem", "localhost.key"].map((name) => Deno.readTextFile(pem(name))));
+  const options = { hostname: "127.0.0.1", port: 0, cert, key, onListen() {} };
+  await using site = Deno.serve(options, () => new Response("hello"));
+  await using server = await Server.start([example("tcp_proxy"), `127.0.0.1:${site.addr.port}`]);
+  const { out, err } = await client("curl", ["-sS", "--cacert", pem("ca.pem"), `https://127.0.0.1:${server.port}/`]);
+  assertEquals([out, err], ["hello", ""]);
+});
+
+// ---- The file server -----------------------------------------------------------------------------------------------
+
+async function fileServer(): Promise<Server> {
+  const root = new URL("..", import.meta.url).pathname;
+  return await Server.start(["--allow-read", example("file_server"), root]);
+}
+
+Deno.test(
+  "examples/file_server.ts serves files to curl, several on one connection",
+  needsPrograms(["curl"]),
+  async () => {
+    await using server = await fileServer();
+    const base = `http://127.0.0.1:${server.port}`;
+    const { out, err } = await client("curl", ["-sSv", `${base}/LICENSE`, `${base}/loop.ts?x=1`]);
+    const files = await Promise.all(
+      ["LICENSE", "loop.ts"].map((name) => Deno.readTextFile(new URL(`../${name}`, import.meta.url))),
+    );
+    assertEquals(out, files.join(""));
+    assertMatch(err, /re-?us/i);
+    assertStringIncludes(err, "application/typescript");
+    const head = await client("curl", ["-sSI", `${base}/loop.ts`]);
+    assertStringIncludes(head.out, `Content-Length: ${new TextEncoder().encode(files[1]).length}\r\n`);
+    assertEquals(server.err, "");
+  },
+);
+
+Deno.test(
+  "examples/file_server.ts sends large files whole, also to a slow reader",
+  needsPrograms(["curl"]),
+  async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      const data = new Uint8Array(16 * noise.length);
+      for (let at = 0; at < data.length; at += noise.length) data.set(noise, at);
+      await Deno.writeFile(`${folder}/large`, data);
+      await using server = await Server.start(["--allow-read", example("file_server"), folder]);
+      const args = ["-sS", "--limit-rate", "40M", "-o", `${folder}/copy`, `http://127.0.0.1:${server.port}/large`];
+      assertEquals(await client("curl", args), { code: 0, out: "", err: "" });
+      const copy = await Deno.readFile(`${folder}/copy`);
+      assert(copy.length === data.length && copy.every((byte, i) => byte === data[i]));
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
+
+Deno.test(
+  "examples/file_server.ts says what is wrong, and shows nothing outside its folder",
+  needsPrograms(["curl"]),
+  async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      await Deno.mkdir(`${folder}/site`);
+      await Deno.writeTextFile(`${folder}/secret`, "secret");
+      await Deno.symlink(`${folder}/secret`, `${folder}/site/link`);
+      await using server = await Server.start(["--allow-read", example("file_server"), `${folder}/site`]);
+      const base = `http://127.0.0.1:${server.port}`;
+      const status = async (...args: string[]) => {
+        const { out } = await client("curl", ["-s", "-o", "/dev/null", "-w", "%{http_code}", "--path-as-is", ...args]);
+        return Number(out);
+      };
+      assertEquals(await status(`${base}/nothing`), 404);
+      assertEquals(await status(`${base}/`), 404);
+      for (const path of ["/link", "/../secret", "/..%2fsecret", "/%2e%2e/secret"]) {
+        assertEquals(await status(base + path), 403, path);
+      }
+      assertEquals(await status(`${base}/%ff`), 400);
+      assertEquals(await status("-X", "DELETE", `${base}/`), 405);
+      assertEquals(await status("-d", "a body", "-X", "GET", `${base}/`), 413);
+      assertEquals(await status("-H", `x: ${"y".repeat(20_000)}`, `${base}/`), 431);
+      assertEquals(server.err, "");
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
