@@ -340,11 +340,18 @@ export class WorkerPool {
     this.#checkOpen();
     const thread: Thread = new Thread(new Worker(`(${serveJobs})(require)`, { eval: true }), (error) => {
       const place = this.#idle.indexOf(thread);
-      if (place < 0) return;
-      this.#idle.splice(place, 1);
-      this.#onError(error);
+      if (place >= 0) this.#idle.splice(place, 1);
+      this.#report(error);
     });
     return thread;
+  }
+
+  #report(error: unknown): void {
+    try {
+      this.#onError(error);
+    } catch (hookError) {
+      console.error("Error in a hook:", hookError); // It must not end the program either.
+    }
   }
 
   #checkOpen(): void {

@@ -307,6 +307,21 @@ test("P4 an error in an idle worker is reported, and the worker replaced", {}, a
   });
 });
 
+test("P4 an error that comes with the result is reported, and the result returned", {}, async () => {
+  await run(function* () {
+    const errors: unknown[] = [];
+    using pool = new WorkerPool(1, { onError: (error) => errors.push(error) });
+    const result = yield* pool.run(() => {
+      Promise.reject(new Error("nobody caught it"));
+      return 1;
+    });
+    assertEquals(result, 1);
+    yield* untilHolds(() => errors.length === 1);
+    assertEquals((errors[0] as Error).message, "nobody caught it");
+    assertEquals([pool.idle, pool.busy], [0, 0]);
+  });
+});
+
 test("P5 cancel ends the worker", {}, async () => {
   await run(function* (loop) {
     const gate = new Int32Array(new SharedArrayBuffer(8));
