@@ -52,6 +52,8 @@ import {
 const READ_MIN = 1024;
 /** The largest read, in bytes. */
 const READ_MAX = 65536;
+/** After so many reads in a row that use less than a sixteenth of it, the read size shrinks. */
+const SMALL_READS = 8;
 /** How many bytes one write takes; as many again may wait behind it. */
 const SEND_MAX = 65536;
 /** The largest datagram there is, rounded up, in bytes. */
@@ -397,8 +399,11 @@ export class Socket extends Pollable implements SocketLike {
   #to = 0;
   #readSize = READ_MIN;
   #reading = false;
-  /** How many bytes the read under way may bring. */
+  /** How many bytes the read under way may bring, and how many the one before did. */
   #asked = 0;
+  #last = 0;
+  /** How many reads in a row were nearly empty. */
+  #small = 0;
   #eof = false;
   #readError: unknown = null;
 
@@ -494,8 +499,14 @@ export class Socket extends Pollable implements SocketLike {
     throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
   }
 
+  /**
+   * Discussion: a read that is too small for what comes cuts a message in two; its echo leaves in two writes, and the
+   * second of them is held back by the system until the first is acknowledged, which may be 40 ms later. So the rest of
+   * a slab is used only if it takes more than the read before has brought.
+   */
   #read(): void {
-    if (this.#slab.length !== this.#readSize || this.#slab.length - this.#to < this.#readSize >> 2) {
+    const rest = this.#slab.length - this.#to;
+    if (this.#slab.length !== this.#readSize || this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2)) {
       this.#slab = new Uint8Array(this.#readSize);
       this.#given = this.#from = this.#to = 0;
     }
@@ -530,10 +541,16 @@ export class Socket extends Pollable implements SocketLike {
     else this._signal(EVENT_READ);
   };
 
-  /** A read that was filled asks for a larger one, one that was nearly empty for a smaller one. */
+  /** A read that was filled makes the next one larger; several in a row that were nearly empty make it smaller. */
   #adapt(n: number): void {
-    if (n === this.#asked && n > this.#readSize >> 1) this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
-    else if (n < this.#readSize >> 4) this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
+    this.#last = n;
+    if (n < this.#readSize >> 4) {
+      if (++this.#small < SMALL_READS) return;
+      this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
+    } else if (n === this.#asked) {
+      this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
+    }
+    this.#small = 0;
   }
 
   #forgetInput(): void {

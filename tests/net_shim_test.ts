@@ -340,9 +340,30 @@ Deno.test("N7 reads grow with bulk up to 64 KiB, and shrink again", async () => 
   const full = (size: number) => size;
   const few = () => 10;
   assertEquals(await sizesOfReads([full, full, full, full, full]), [KB, 4 * KB, 16 * KB, 64 * KB, 64 * KB]);
-  const sizes = await sizesOfReads([full, full, full, few, few, few, few, few]);
-  assertEquals(sizes.slice(0, 7), [KB, 4 * KB, 16 * KB, 64 * KB, 16 * KB, 4 * KB, KB]);
-  assert(sizes[7] <= KB); // From here on the rest of the small one is used.
+  const sizes = await sizesOfReads([full, full, full, ...new Array(40).fill(few)]);
+  for (const size of [64 * KB, 16 * KB, 4 * KB, KB]) assert(sizes.slice(3).includes(size), `${sizes}`);
+  assertEquals(sizes.findLastIndex((size) => size > KB), 3 + 23); // Eight small ones for each step down.
+});
+
+Deno.test("N7 once the size is found, messages of one size are not cut in two", async () => {
+  for (const message of [100, 700, 1024, 1025, 5000, 16415, 20_000, 40_000, 60_000]) {
+    const { conn, sock, selector } = fake();
+    selector.register(sock, EVENT_READ);
+    const cuts: number[] = [];
+    for (let i = 0; i < 50; i++) {
+      let rest = message;
+      for (let n = 0; rest > 0; n++) {
+        await selector.select(0);
+        const part = Math.min(rest, conn.readSizes.at(-1)!);
+        await conn.arrive(part);
+        rest -= sock.recv(part).length;
+        if (n > 0) cuts.push(i);
+      }
+    }
+    assert(cuts.every((i) => i < 5), `Messages of ${message} bytes were cut: ${cuts}`);
+    sock.abort();
+    selector.close();
+  }
 });
 
 Deno.test("N7 small messages share a slab, and keep to the smallest", async () => {
