@@ -87,7 +87,7 @@ Deno.test("echo_cluster.ts runs by URL", needs({ ...WANTED, write: true }), asyn
   const cache = await Deno.makeTempDir();
   try {
     const host = `127.0.0.1:${site.addr.port}`;
-    const args = ["--no-config", "--unstable-net", `--allow-import=${host}`, `http://${host}/examples/echo_cluster.ts`];
+    const args = ["--no-config", "--unstable-net", `http://${host}/examples/echo_cluster.ts`];
     await using server = await Server.start(args, { DENO_DIR: cache }, [String(WORKERS)]);
     using client = await Client.connect(server.port);
     await client.say("hello");
