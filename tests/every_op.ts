@@ -197,6 +197,8 @@ function checkLedger({ queue, put, taken }: Ledger): void {
   // A plain queue keeps the order too.
   const order = queue.constructor === Queue ? (items: unknown[]) => items : (items: unknown[]) => items.toSorted();
   assertEquals(order(got), order(put), "no item is lost, doubled or overtaken");
+  if (queue.closed || queue.maxsize === Infinity) return;
+  for (let i = 0; i < queue.maxsize; i++) queue.putNowait(i); // throws if a slot is not free
 }
 
 function checkWire(wire: Wire): void {

@@ -833,6 +833,8 @@ Deno.test("C6 cancelled before the first op, nothing is taken that was free", as
       assert(task.cancelled);
     }
     assertEquals([lock.locked, semaphore.value, queue.size, queue.getNowait()], [false, 1, 1, 1]);
+    queue.putNowait(1);
+    queue.putNowait(2);
   });
 });
 
