@@ -6,6 +6,11 @@
  * up by name and lets its handler see to it that the task comes back to `ready` when the wait is over. That is all
  * it does; the rest of this file is the care that takes.
  *
+ * Who comes from the article finds its forty lines here: `readWait` and `writeWait`; in `Loop`, `ready`, `selector`,
+ * `currentTask`, `createTask`, `sockRecv`, `runForever`; `#turn` is the body of its `while True`, `#step` its `send(None)`,
+ * `#perform` its `getattr(self, op)(*args)`, and the handlers under "The kernel's own ops" are its methods `read_wait` and
+ * `write_wait`.
+ *
  * The rules the kernel lives by:
  *
  * - It knows nothing of the platform. It reads time from its `clock`, sleeps in `selector.select()` and nowhere else,
@@ -98,8 +103,8 @@ function perform<T>(op: Op): Coroutine<T> {
  *
  * const sock = { id: 7 };
  * const coro = readWait(sock);
- * assertEquals(coro.next().value, ["read_wait", sock]);
- * assertEquals(coro.next().done, true);
+ * assertEquals(coro.next(), { value: ["read_wait", sock], done: false });
+ * assertEquals(coro.next(), { value: undefined, done: true });
  * ```
  */
 export function readWait(sock: Selectable): Coroutine<void> {
@@ -212,972 +217,6 @@ export function runningLoopOrNull(): Loop | null {
 
 /** The loop whose run band is on the stack: tasks never interleave within a step, so one variable serves all loops. */
 let running: Loop | null = null;
-
-// ----------------------------------------------------------------------------------------------------------------
-// The world around the kernel
-// ----------------------------------------------------------------------------------------------------------------
-
-/** Something a selector can watch. What else it can do is between the selector and the sockets of its network. */
-export interface Selectable {
-  /** A small number that stays the same as long as the socket lives, for messages and traces. */
-  readonly id: number;
-}
-
-/** One registration with a selector. */
-export interface SelectorKey {
-  /** What is watched. */
-  readonly fileobj: Selectable;
-  /** For what: `EVENT_READ`, `EVENT_WRITE`, or both or-ed together. */
-  readonly events: number;
-  /** Whatever was given to `register`; the loop gives its task. */
-  readonly data: any;
-}
-
-/** Readable, or a connection can be accepted. */
-export const EVENT_READ = 1;
-/** Takes bytes. */
-export const EVENT_WRITE = 2;
-
-/** Tells which sockets are ready. `DefaultSelector` is one over the platform's promises. */
-export interface Selector {
-  /** Watches `fileobj` for `events`; `data` comes back with the key. */
-  register(fileobj: Selectable, events: number, data?: unknown): SelectorKey;
-  /** Ends the watch; given `events`, only for those. */
-  unregister(fileobj: Selectable, events?: number): void;
-  /**
-   * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what.
-   * `select(0)` lets the platform's own event loop turn once.
-   */
-  select(timeout?: number): Promise<[SelectorKey, number][]>;
-  /** What is ready, at once. Without it the loop uses `select(0)`. */
-  poll?(): [SelectorKey, number][];
-  /**
-   * Makes a `select` under way return; with none under way, lets go of what is kept for the next. Without it the loop
-   * starts another `select` when it has to wake up.
-   */
-  wakeup?(): void;
-  /** Lets go of everything the selector holds. */
-  close(): void;
-}
-
-/** Tells the time. */
-export interface Clock {
-  /** Milliseconds since some fixed moment; never goes back. */
-  now(): number;
-}
-
-/** The address of one end of a socket, in the platform's words. */
-export type Addr =
-  | { transport: "tcp" | "udp"; hostname: string; port: number }
-  | { transport: "unix" | "unixpacket"; path: string };
-
-/** What the loop needs of a connected socket. */
-export interface SocketLike extends Selectable {
-  /** Takes at most `maxBytes` of what has arrived; empty at end of stream. */
-  recv(maxBytes: number): Uint8Array;
-  /** Moves what has arrived into `buffer` and says how much; 0 at end of stream. */
-  recvInto(buffer: Uint8Array): number;
-  /** Takes what fits of `data` and says how much. */
-  send(data: Uint8Array): number;
-  /** Set by the loop as long as a task is in `sockSendall`, between its waits too. */
-  sending?: boolean;
-}
-
-/** What the loop needs of a datagram socket. */
-export interface DatagramLike extends Selectable {
-  /** Takes at most `maxBytes` of the datagram that has arrived, and its sender; the rest of it is lost. */
-  recvfrom(maxBytes: number): [Uint8Array, Addr];
-  /** Sends one datagram and says how long it is. */
-  sendto(data: Uint8Array, addr: Addr): number;
-  /** When it is writable again: how much of the last datagram has left, or throws why it has not. */
-  sent(): number;
-  /** Set by the loop as long as a task is in `sockSendto`. */
-  sending?: boolean;
-}
-
-/** What the loop needs of a listening socket. */
-export interface ListenerLike<S extends SocketLike = SocketLike> extends Selectable {
-  /** Takes the connection that has arrived. */
-  accept(): [S, Addr];
-}
-
-/** Where `listen()` and `connect()` get their sockets from. Options are those of the functions in `net.ts`. */
-export interface Network {
-  /** Opens a listening socket. */
-  listen(options: any): ListenerLike;
-  /** Opens a connected socket. */
-  connect(options: any): Coroutine<SocketLike>;
-  /** Opens a listening socket for TLS. */
-  listenTls?(options: any): ListenerLike;
-  /** Opens a connected socket with TLS. */
-  connectTls?(options: any): Coroutine<SocketLike>;
-  /** Opens a datagram socket. */
-  datagram?(options: any): DatagramLike;
-}
-
-/** The world a loop lives in when it is given no other. */
-export interface World {
-  /** Makes a selector for one loop. */
-  selector(): Selector;
-  /** The clock. */
-  clock: Clock;
-  /** The network. */
-  network: Network;
-}
-
-let world: World | null = null;
-
-/** Makes `w` the world of every loop that is not given one. `net.ts` does so with the platform's. */
-export function setDefaultWorld(w: World): void {
-  world = w;
-}
-
-function defaultWorld(): World {
-  if (!world) {
-    throw new TypeError("Cannot make a loop: import net.ts (or mod.ts), or pass { selector, clock, network }");
-  }
-  return world;
-}
-
-// ----------------------------------------------------------------------------------------------------------------
-// Errors
-// ----------------------------------------------------------------------------------------------------------------
-
-/** Thrown into a task at the op it waits on, or at its next one, when a scope around it is cancelled. */
-export class Cancelled extends Error {
-  /** The name of the class. */
-  override name = "Cancelled";
-  /** What `cancel(reason)` was given. */
-  readonly reason: unknown;
-  /** How many bytes a cancelled `sockSendall` had handed over. */
-  bytesSent?: number;
-  /** @internal The scope that catches it. */
-  readonly _scope: CancelScope | null;
-
-  /** Made by the kernel; programs catch it. */
-  constructor(reason?: unknown, scope: CancelScope | null = null) {
-    super(reason === undefined ? "Cancelled" : `Cancelled: ${inWords(reason)}`);
-    this.reason = reason;
-    this._scope = scope;
-  }
-}
-
-function inWords(reason: unknown): string {
-  if (reason instanceof Error) return reason.message;
-  return typeof reason === "string" ? reason : kind(reason);
-}
-
-/** Thrown by `failAfter` when the time was up. */
-export class TimeoutError extends Error {
-  /** The name of the class. */
-  override name = "TimeoutError";
-}
-
-/** Thrown to who joins a task that was cancelled; `cause` is the task's `Cancelled`. */
-export class TaskError extends Error {
-  /** The name of the class. */
-  override name = "TaskError";
-}
-
-/** Thrown by `recv`, `send` and `accept` on a socket that is not ready. */
-export class WouldBlock extends Error {
-  /** The name of the class. */
-  override name = "WouldBlock";
-}
-
-/** Thrown by every use of something that has been closed. */
-export class ClosedError extends Error {
-  /** The name of the class. */
-  override name = "ClosedError";
-}
-
-/** Thrown to the second of two tasks that want the same side of a socket. */
-export class BusyError extends Error {
-  /** The name of the class. */
-  override name = "BusyError";
-}
-
-/** Thrown by `run` when nothing can ever wake the tasks that are left. */
-export class DeadlockError extends Error {
-  /** The name of the class. */
-  override name = "DeadlockError";
-  /** The tasks, each with the op it waits on. */
-  readonly tasks: Task<any>[];
-
-  /** Made by the kernel. */
-  constructor(tasks: Task<any>[]) {
-    super(`Deadlock: nothing can wake ${tasks.map((t) => `${t} (waits for ${describe(t.op)})`).join(", ")}`);
-    this.tasks = tasks;
-  }
-}
-
-/** An op in words. */
-function describe(op: Op | null): string {
-  if (!op) return "its turn";
-  const [name, ...args] = op;
-  const words = args.map((arg) => {
-    if (typeof arg !== "object" || arg === null) {
-      return typeof arg === "function" ? arg.name || "function" : String(arg);
-    }
-    if (arg instanceof ParkingLot) return arg.name;
-    return `${arg.constructor?.name ?? "Object"}${typeof arg.id === "number" ? ` ${arg.id}` : ""}`;
-  });
-  return [name, ...words].join(" ");
-}
-
-/** Throws `RangeError` if `ms` is no duration. For the other modules here. */
-export function checkDuration(what: string, ms: number): void {
-  if (typeof ms !== "number" || !(ms >= 0)) {
-    throw new RangeError(`Cannot ${what} for ${ms} ms: the time must be a number from 0 up`);
-  }
-}
-
-// ----------------------------------------------------------------------------------------------------------------
-// Containers: the deque of ready tasks, the heap of timers, the lot of parked tasks
-// ----------------------------------------------------------------------------------------------------------------
-
-/** A first-in first-out queue in a ring: both ends in constant time. */
-export class Deque<T> {
-  #ring: (T | undefined)[] = new Array(16).fill(undefined);
-  #head = 0;
-  /** How many items there are. */
-  length = 0;
-
-  /** Adds `item` at the end. */
-  append(item: T): void {
-    if (this.length === this.#ring.length) this.#grow();
-    this.#ring[(this.#head + this.length++) & (this.#ring.length - 1)] = item;
-  }
-
-  /** Adds `item` at the front. */
-  appendleft(item: T): void {
-    if (this.length === this.#ring.length) this.#grow();
-    this.#head = (this.#head - 1) & (this.#ring.length - 1);
-    this.#ring[this.#head] = item;
-    this.length++;
-  }
-
-  /** Takes the item at the front; undefined if there is none. */
-  popleft(): T | undefined {
-    if (this.length === 0) return undefined;
-    const item = this.#ring[this.#head];
-    this.#ring[this.#head] = undefined;
-    this.#head = (this.#head + 1) & (this.#ring.length - 1);
-    this.length--;
-    return item;
-  }
-
-  #grow(): void {
-    const size = this.#ring.length;
-    const ring = new Array<T | undefined>(size * 2).fill(undefined);
-    for (let i = 0; i < size; i++) ring[i] = this.#ring[(this.#head + i) & (size - 1)];
-    this.#ring = ring;
-    this.#head = 0;
-  }
-}
-
-/** Something to be done at a time: wake a sleeping task, or cancel a scope. */
-interface Timer {
-  time: number;
-  readonly target: Task<any> | CancelScope;
-  /** The order in which timers were set, to tell equal times apart. */
-  order: number;
-  /** Where it stands in the heap; -1 if it does not. */
-  index: number;
-}
-
-/** A binary heap of timers that know their place, so that one in the middle is removed in O(log n). */
-class Timers {
-  #heap: Timer[] = [];
-  #order = 0;
-
-  get length(): number {
-    return this.#heap.length;
-  }
-
-  get first(): Timer | undefined {
-    return this.#heap[0];
-  }
-
-  add(time: number, target: Task<any> | CancelScope): Timer {
-    const timer = { time, target, order: this.#order++, index: this.#heap.length };
-    this.#heap.push(timer);
-    this.#up(timer);
-    return timer;
-  }
-
-  remove(timer: Timer): void {
-    if (timer.index < 0) return;
-    const last = this.#heap.pop()!;
-    if (last !== timer) {
-      last.index = timer.index;
-      this.#heap[last.index] = last;
-      this.#up(last);
-      this.#down(last);
-    }
-    timer.index = -1;
-  }
-
-  #before(a: Timer, b: Timer): boolean {
-    return a.time < b.time || (a.time === b.time && a.order < b.order);
-  }
-
-  #up(timer: Timer): void {
-    const heap = this.#heap;
-    let i = timer.index;
-    while (i > 0) {
-      const above = heap[(i - 1) >> 1];
-      if (!this.#before(timer, above)) break;
-      heap[i] = above;
-      above.index = i;
-      i = (i - 1) >> 1;
-    }
-    heap[i] = timer;
-    timer.index = i;
-  }
-
-  #down(timer: Timer): void {
-    const heap = this.#heap;
-    let i = timer.index;
-    for (;;) {
-      let child = 2 * i + 1;
-      if (child >= heap.length) break;
-      if (child + 1 < heap.length && this.#before(heap[child + 1], heap[child])) child++;
-      if (!this.#before(heap[child], timer)) break;
-      heap[i] = heap[child];
-      heap[i].index = i;
-      i = child;
-    }
-    heap[i] = timer;
-    timer.index = i;
-  }
-}
-
-/**
- * A place where tasks wait for each other, first come first served: the one thing that locks, queues and events are
- * made of. After trio's `ParkingLot`. A value given to `unpark` is handed to the task that wakes, so that nobody can
- * get in between.
- *
- * @example
- * ```ts
- * import { checkpoint, Loop, park, ParkingLot } from "@yieldloop/yieldloop";
- * import { assertEquals } from "@std/assert";
- *
- * const loop = new Loop();
- * const lot = new ParkingLot<string>("a letter");
- * function* main() {
- *   const reader = loop.createTask(park(lot));
- *   yield* checkpoint();
- *   lot.unpark("hello");
- *   return yield* reader.join();
- * }
- * assertEquals(await loop.run(main()), "hello");
- * ```
- */
-export class ParkingLot<T = void> {
-  readonly #for: unknown;
-  /** How many tasks are parked. */
-  length = 0;
-  // A ring of tasks linked through themselves: a task parks in one lot at a time, and leaves the middle in O(1).
-  #first: Task<any> | null = null;
-  #last: Task<any> | null = null;
-
-  /** Makes an empty lot; `what` is waited for in it: some words, or an object that can be turned into words. */
-  constructor(what: string | object = "ParkingLot") {
-    this.#for = what;
-  }
-
-  /** What is waited for here, in words. */
-  get name(): string {
-    return String(this.#for);
-  }
-
-  /** Wakes the task that has waited longest, gives it `value`, and returns it; null if none waits. */
-  unpark(value: T): Task<any> | null {
-    const task = this.#first;
-    if (!task) return null;
-    this._remove(task);
-    task.loop._noteOrigin();
-    task.loop.wake(task, value);
-    return task;
-  }
-
-  /** Wakes every task that is parked now, in the order they came, and says how many. */
-  unparkAll(value: T): number {
-    const count = this.length;
-    for (let i = 0; i < count; i++) this.unpark(value);
-    return count;
-  }
-
-  /** @internal */
-  _add(task: Task<any>): void {
-    task._previous = this.#last;
-    if (this.#last) this.#last._next = task;
-    else this.#first = task;
-    this.#last = task;
-    this.length++;
-    task.loop._parked++;
-  }
-
-  /** @internal */
-  _remove(task: Task<any>): void {
-    if (task._previous) task._previous._next = task._next;
-    else this.#first = task._next;
-    if (task._next) task._next._previous = task._previous;
-    else this.#last = task._previous;
-    task._previous = task._next = null;
-    this.length--;
-    task.loop._parked--;
-  }
-}
-
-// ----------------------------------------------------------------------------------------------------------------
-// Cancel scopes
-// ----------------------------------------------------------------------------------------------------------------
-
-/** Options of {@linkcode cancelScope}. */
-export interface CancelScopeOptions {
-  /** Cancel the block after so many milliseconds, counted from entry. */
-  timeout?: number;
-  /** Cancel the block when the loop's clock shows this time. */
-  deadline?: number;
-  /** Hide what happens to the scopes outside from the block. Default: false. */
-  shield?: boolean;
-}
-
-/**
- * A block of a task that can be cancelled as a whole, with everything started inside. The scopes of a loop form a
- * tree: every task has one of its own, every `cancelScope` block adds one below.
- *
- * Cancellation is level-triggered, as trio's is: it is not an event but a state. As long as a task is inside a
- * cancelled scope and no shield hides it, each op throws `Cancelled`.
- */
-export class CancelScope {
-  /** Whether `cancel` was called or the deadline passed. */
-  get cancelCalled(): boolean {
-    return this.#cancelCalled;
-  }
-  /** Whether the block really ended by this scope's cancellation. */
-  get cancelledCaught(): boolean {
-    return this.#cancelledCaught;
-  }
-  #cancelCalled = false;
-  #cancelledCaught = false;
-  #reason: unknown = undefined;
-  #deadline = Infinity;
-  #timer: Timer | null = null;
-  #shield: boolean;
-  #left = false;
-  readonly #loop: Loop;
-
-  /** @internal The task that entered the scope, and whose ops it interrupts; null for the root. */
-  readonly _task: Task<any> | null;
-  /**
-   * Discussion: at each op the kernel must know whether the task is cancelled, in constant time. So the answer is
-   * kept here, and worked out anew for the scopes below whenever something changes: the outermost cancelled scope
-   * that no shield hides. (Outermost, so that an inner timeout does not claim what an outer one did.) @internal
-   */
-  _cancelledBy: CancelScope | null = null;
-  /** @internal Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. */
-  _timed = false;
-  /** @internal The tree. */
-  _parent: CancelScope | null;
-  #first: CancelScope | null = null;
-  #last: CancelScope | null = null;
-  #next: CancelScope | null = null;
-  #previous: CancelScope | null = null;
-
-  /** @internal Made by the kernel; programs use {@linkcode cancelScope}. */
-  constructor(loop: Loop, task: Task<any> | null, parent: CancelScope | null, shield = false) {
-    this.#loop = loop;
-    this._task = task;
-    this._parent = parent;
-    this.#shield = shield;
-    if (!parent) return;
-    this.#previous = parent.#last;
-    if (parent.#last) parent.#last.#next = this;
-    else parent.#first = this;
-    parent.#last = this;
-    this._timed = parent._timed;
-    if (!shield) this._cancelledBy = parent._cancelledBy;
-  }
-
-  /** Asks the block to end. May be called again, to no effect: the first reason wins. */
-  cancel(reason?: unknown): void {
-    if (this.#cancelCalled) return;
-    this.#cancelCalled = true;
-    this.#reason = reason;
-    this.#spread();
-  }
-
-  /** The time on the loop's clock at which the block is cancelled; `Infinity` for never. It can be moved. */
-  get deadline(): number {
-    return this.#deadline;
-  }
-  set deadline(time: number) {
-    checkDeadline(time);
-    if (this.#timer) this.#loop._timers.remove(this.#timer);
-    this.#timer = null;
-    this.#deadline = time;
-    if (time === Infinity || this.#left || this.#cancelCalled) return;
-    this.#timer = this.#loop._timers.add(time, this);
-    this.#loop._noteTimer();
-    if (this._timed) return;
-    for (const scope of this._walk()) scope._timed = true;
-  }
-
-  /** Whether the block is shielded from what happens to the scopes outside. It can be changed. */
-  get shield(): boolean {
-    return this.#shield;
-  }
-  set shield(on: boolean) {
-    this.#shield = on;
-    this.#spread();
-  }
-
-  /** Brings `_cancelledBy` up to date here and below, and interrupts the tasks that wait there. */
-  #spread(): void {
-    // deno-lint-ignore no-this-alias -- a walk through the tree starts here
-    let scope: CancelScope = this;
-    for (;;) {
-      const outer = scope.#shield ? null : scope._parent?._cancelledBy ?? null;
-      const by = outer ?? (scope.#cancelCalled ? scope : null);
-      const changed = by !== scope._cancelledBy;
-      scope._cancelledBy = by;
-      if (by && scope._task?._scope === scope) this.#loop._interrupt(scope._task, by);
-      // Below a scope for which nothing changed, nothing changes.
-      if (changed && scope.#first) {
-        scope = scope.#first;
-        continue;
-      }
-      while (scope !== this && !scope.#next) scope = scope._parent!;
-      if (scope === this) return;
-      scope = scope.#next!;
-    }
-  }
-
-  /** @internal Cancels what is past its deadline, from here outward. */
-  _expire(now: number): void {
-    // deno-lint-ignore no-this-alias -- a walk up the tree starts here
-    for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
-      if (scope.#deadline <= now) scope.cancel(DEADLINE);
-    }
-  }
-
-  /** @internal This scope and all below, in the order they were made. */
-  *_walk(): Generator<CancelScope, void, void> {
-    // deno-lint-ignore no-this-alias -- a walk through the tree starts here
-    let scope: CancelScope = this;
-    for (;;) {
-      yield scope;
-      if (scope.#first) {
-        scope = scope.#first;
-        continue;
-      }
-      while (scope !== this && !scope.#next) scope = scope._parent!;
-      if (scope === this) return;
-      scope = scope.#next!;
-    }
-  }
-
-  /** @internal The block has been left. */
-  _leave(): void {
-    this.#left = true;
-    if (this.#timer) this.#loop._timers.remove(this.#timer);
-    this.#timer = null;
-    // A task that was put into this scope and outlives it keeps it in the tree, so that it can still be reached.
-    if (!this.#first) this.#unlink();
-  }
-
-  #unlink(): void {
-    const parent = this._parent;
-    if (!parent) return;
-    if (this.#previous) this.#previous.#next = this.#next;
-    else parent.#first = this.#next;
-    if (this.#next) this.#next.#previous = this.#previous;
-    else parent.#last = this.#previous;
-    this.#next = this.#previous = null;
-    if (parent.#left && !parent.#first) parent.#unlink();
-  }
-
-  /** @internal Whether `outer` is this scope or one around it. */
-  _isIn(outer: CancelScope | null): boolean {
-    // deno-lint-ignore no-this-alias -- a walk up the tree starts here
-    let scope: CancelScope | null = this;
-    while (scope && scope !== outer) scope = scope._parent;
-    return scope !== null;
-  }
-
-  /** @internal Says so if no task of `loop` can be started in here, or none any more. */
-  _check(loop: Loop): void {
-    if (this.#loop !== loop) throw new Error("Cannot create a task in this scope: it is in another loop");
-    if (this.#left) throw new Error("Cannot create a task in this scope: its block has ended");
-  }
-
-  /** @internal What the task is thrown. */
-  _error(): Cancelled {
-    return new Cancelled(this.#reason, this);
-  }
-
-  /** @internal Whether `error` is this scope's own cancellation, which ends here. */
-  _catches(error: unknown): boolean {
-    return this.#cancelledCaught = error instanceof Cancelled && error._scope === this;
-  }
-}
-
-function checkDeadline(time: number): void {
-  if (typeof time !== "number" || Number.isNaN(time)) throw new RangeError(`Cannot set the deadline to ${time}`);
-}
-
-/** The reason of a scope that was cancelled by its deadline. */
-const DEADLINE = "the deadline has passed";
-
-/**
- * Runs `body` in a scope of its own: `scope.cancel()`, a deadline, or a cancellation from outside end it at the op it
- * waits on. Returns what `body` returns, or undefined if the scope's own cancellation ended it. After trio's
- * `CancelScope`.
- *
- * @throws {RangeError} If `timeout` is negative or not a number.
- *
- * @example
- * ```ts
- * import { cancelScope, Loop, sleep } from "@yieldloop/yieldloop";
- * import { assertEquals } from "@std/assert";
- *
- * function* main() {
- *   return yield* cancelScope(function* (scope) {
- *     scope.cancel("no need any more");
- *     yield* sleep(1000); // throws Cancelled, which the scope catches
- *     return "not reached";
- *   });
- * }
- * assertEquals(await new Loop().run(main()), undefined);
- * ```
- */
-export function cancelScope<T>(
-  body: (scope: CancelScope) => Coroutine<T>,
-  options: CancelScopeOptions = {},
-): Coroutine<T | undefined> {
-  if (options.timeout !== undefined) checkDuration("set a timeout", options.timeout);
-  if (options.deadline !== undefined) checkDeadline(options.deadline);
-  return inScope(body, options);
-}
-
-function* inScope<T>(
-  body: (scope: CancelScope) => Coroutine<T>,
-  options: CancelScopeOptions,
-): Coroutine<T | undefined> {
-  const task = currentTask();
-  const scope = new CancelScope(task.loop, task, task._scope, options.shield);
-  const { timeout = Infinity, deadline = Infinity } = options;
-  if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
-  task._scope = scope;
-  try {
-    return yield* body(scope);
-  } catch (error) {
-    if (scope._catches(error)) return undefined;
-    throw error;
-  } finally {
-    leaveScope(task, scope);
-  }
-}
-
-function leaveScope(task: Task<any>, scope: CancelScope): void {
-  if (task._scope !== scope) throw new Error(`Cannot leave a cancel scope of ${task}: it is not the innermost one`);
-  task._scope = scope._parent!;
-  scope._leave();
-}
-
-// ----------------------------------------------------------------------------------------------------------------
-// Tasks
-// ----------------------------------------------------------------------------------------------------------------
-
-/** What most tasks share: no coroutine of theirs was called by another. */
-const NO_CALLERS: Coroutine<any>[] = [];
-
-/** Options of {@linkcode Loop.createTask}. */
-export interface TaskOptions {
-  /** The task's name in messages and traces. Default: `Task-` and its id. */
-  name?: string;
-  /** The scope the task lives in: cancelled with it. Default: the loop's own, which `run` cancels when it ends. */
-  scope?: CancelScope;
-}
-
-/** A coroutine that a loop is running. */
-export class Task<T = any> implements PromiseLike<T> {
-  /** A number no other task of the loop has. */
-  readonly id: number;
-  /** The loop that runs it. */
-  readonly loop: Loop;
-  readonly #name: string | undefined;
-
-  /** @internal The coroutine; null once it has ended. */
-  _coro: Coroutine<T> | null;
-  /** @internal What it waits for. */
-  _op: Op | null = null;
-  /** @internal What its next step is given, or thrown; when it has ended, its value or error. */
-  _value: any = undefined;
-  /** @internal Whether `_value` is thrown. */
-  _throws = false;
-  /** @internal The scope that interrupted the op it waited on. */
-  _interruptedBy: CancelScope | null = null;
-  /** @internal The scope it was born with, and the innermost one it is in. */
-  readonly _base: CancelScope;
-  /** @internal */
-  _scope: CancelScope;
-  /** @internal Its place in a `ParkingLot`. */
-  _previous: Task<any> | null = null;
-  /** @internal */
-  _next: Task<any> | null = null;
-  /** @internal What its op needs to be taken back: a timer, or the token of an `until`. */
-  _pending: unknown = null;
-  /** @internal Task locals, shared with the parent until one of them sets one. */
-  _locals: ReadonlyMap<unknown, unknown> | null = null;
-  /** @internal Whether somebody is there to take its outcome. */
-  _watchers = 0;
-  /** @internal Whether `onError` was told of its error. */
-  _reported = false;
-
-  /** The coroutines that wait for one they have called, the outermost first. */
-  #callers: Coroutine<any>[] = NO_CALLERS;
-  #lastCancelled: Cancelled | null = null;
-  #swallowed = 0;
-  #cancelled = false;
-  #ended: ParkingLot | null = null;
-  #callbacks: ((task: Task<T>) => void)[] | null = null;
-  #promise: Promise<T> | null = null;
-
-  /** @internal Made by {@linkcode Loop.createTask}. */
-  constructor(loop: Loop, id: number, coro: Coroutine<T>, name: string | undefined, scope: CancelScope) {
-    this.loop = loop;
-    this.id = id;
-    this._coro = coro;
-    this.#name = name;
-    this._base = this._scope = new CancelScope(loop, this, scope);
-  }
-
-  /** Its name. */
-  get name(): string {
-    return this.#name ?? `Task-${this.id}`;
-  }
-  /** Whether it has ended, whichever way. */
-  get done(): boolean {
-    return this._coro === null;
-  }
-  /** Whether it has ended by being cancelled. */
-  get cancelled(): boolean {
-    return this.done && this.#cancelled;
-  }
-  /** What it waits for now; null if it is ready, running or done. */
-  get op(): Op | null {
-    return this._op;
-  }
-
-  /** What it failed with; undefined if it has not ended, ended with a value, or was cancelled. */
-  get error(): unknown {
-    return this.done && this._throws && !this.cancelled ? this._value : undefined;
-  }
-
-  /**
-   * The value it has ended with.
-   *
-   * @throws Its error, the very object; {@linkcode TaskError} if it was cancelled or has not ended.
-   */
-  result(): T {
-    if (!this.done) throw new TaskError(`Cannot tell the result of ${this}: it has not ended`);
-    if (!this._throws) return this._value;
-    if (!(this._value instanceof Cancelled)) throw this._value;
-    throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
-  }
-
-  /**
-   * Waits for the task to end and returns its value.
-   *
-   * @throws Its error, the very object; {@linkcode TaskError} with its `Cancelled` as `cause` if it was cancelled.
-   */
-  *join(): Coroutine<T> {
-    this._watchers++;
-    try {
-      yield* this.#end();
-    } catch (error) {
-      this.loop._unwatch(this); // The joiner gave up; somebody else has to hear of the task's error.
-      throw error;
-    }
-    return this.result();
-  }
-
-  /** Waits until the task has ended, whichever way, its cleanup included. */
-  *wait(): Coroutine<void> {
-    yield* this.#end(); // asked for when the wait begins, not when its coroutine is made: the task may end in between
-  }
-
-  #end(): Coroutine<void> {
-    return this.done ? checkpoint() : park(this.#ended ??= new ParkingLot(this));
-  }
-
-  /**
-   * Asks the task to end: `Cancelled` is thrown at the op it waits on, or at its next one. It is a request: the task
-   * cleans up first. No effect on a task that has ended; the first reason wins.
-   */
-  cancel(reason?: unknown): void {
-    if (!this.done) this._base.cancel(reason);
-  }
-
-  /** Calls `callback` when the task has ended; at once if it has. Who asks for this takes charge of its error. */
-  addDoneCallback(callback: (task: Task<T>) => void): void {
-    this._watchers++;
-    if (this.done) callback(this);
-    else (this.#callbacks ??= []).push(callback);
-  }
-
-  /** Makes the task awaitable from async code: `await task` is what `yield* task.join()` is inside the loop. */
-  then<A = T, B = never>(
-    onfulfilled?: ((value: T) => A | PromiseLike<A>) | null,
-    onrejected?: ((reason: any) => B | PromiseLike<B>) | null,
-  ): Promise<A | B> {
-    this.#promise ??= new Promise((resolve, reject) => {
-      this.addDoneCallback(() => {
-        try {
-          resolve(this.result());
-        } catch (error) {
-          reject(error);
-        }
-      });
-    });
-    return this.#promise.then(onfulfilled, onrejected);
-  }
-
-  /** The task in words: `task 3 "main"`. */
-  toString(): string {
-    return this.#name === undefined ? `task ${this.id}` : `task ${this.id} "${this.#name}"`;
-  }
-
-  /** @internal Runs the coroutine to its next op. */
-  _step(): IteratorResult<Op, T> {
-    const throws = this._throws || this._interruptedBy !== null;
-    const value = this._interruptedBy ? this.#cancellation() : this._value;
-    this._throws = false;
-    this._value = undefined;
-    if (this.#callers.length > 0) return this.#stepCalled(throws, value);
-    return throws ? this._coro!.throw(value) : this._coro!.next(value);
-  }
-
-  /** @internal Puts `coro` on top of the coroutine that calls it: the next step is its first. */
-  _call(coro: Coroutine<any>): void {
-    if (this.#callers === NO_CALLERS) this.#callers = [];
-    this.#callers.push(this._coro!);
-    this._coro = coro;
-  }
-
-  /** One step of a coroutine that was called: when it ends, its caller goes on with what it returned or threw. */
-  #stepCalled(throws: boolean, value: any): IteratorResult<Op, T> {
-    for (;;) {
-      try {
-        const result = throws ? this._coro!.throw(value) : this._coro!.next(value);
-        if (!result.done || this.#callers.length === 0) return result;
-        throws = false;
-        value = result.value;
-      } catch (error) {
-        if (this.#callers.length === 0) throw error;
-        throws = true;
-        value = error;
-      }
-      this._coro = this.#callers.pop()!;
-    }
-  }
-
-  /** The `Cancelled` that is due. Judged as late as this, so that of two deadlines that pass at once the outer rules. */
-  #cancellation(): Cancelled {
-    const by = this._scope._cancelledBy ?? this._interruptedBy!;
-    this._interruptedBy = null;
-    this.#swallowed = this.#lastCancelled?._scope === by ? this.#swallowed + 1 : 0;
-    return this.#lastCancelled = by._error();
-  }
-
-  /** @internal Whether it will not stop catching `Cancelled`. */
-  get _swallows(): boolean {
-    return this.#swallowed >= SWALLOWED_MAX;
-  }
-
-  #isOwn(error: Cancelled): boolean {
-    const scope = error._scope;
-    if (scope === null) return false;
-    return scope === this._base._cancelledBy || this._base._isIn(scope); // The first says it nearly always, at no cost.
-  }
-
-  /** @internal It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
-  _end(value: unknown, threw: boolean): boolean {
-    if (threw && this._base._cancelledBy) blame(value, this.#lastCancelled);
-    if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
-    this._coro = null;
-    this._value = value;
-    this._throws = threw;
-    // A `Cancelled` from elsewhere, say from another loop, is an error like any other.
-    this.#cancelled = threw && value instanceof Cancelled && this.#isOwn(value);
-    this._base._leave();
-    this.#ended?.unparkAll();
-    for (const callback of this.#callbacks ?? []) {
-      try {
-        callback(this);
-      } catch (error) {
-        this.loop._report(error, this);
-      }
-    }
-    this.#callbacks = this.#ended = this.#lastCancelled = null;
-    return threw && !this.#cancelled;
-  }
-}
-
-/**
- * A variable whose value each task has for itself; a task starts with the values of the one that created it. After
- * Python's `ContextVar`.
- *
- * @example
- * ```ts
- * import { Loop, TaskLocal } from "@yieldloop/yieldloop";
- * import { assertEquals } from "@std/assert";
- *
- * const user = new TaskLocal("nobody");
- * const loop = new Loop();
- * function* child() {
- *   return user.get();
- * }
- * function* main() {
- *   user.set("ann");
- *   return yield* loop.createTask(child()).join();
- * }
- * assertEquals(await loop.run(main()), "ann");
- * ```
- */
-export class TaskLocal<T> {
-  readonly #initial: T;
-
-  /** Makes a variable that has the value `initial` where no other was set. */
-  constructor(initial: T) {
-    this.#initial = initial;
-  }
-
-  /** The current task's value; the initial one outside of tasks. */
-  get(): T {
-    const locals = running?.currentTask?._locals;
-    return locals?.has(this) ? locals.get(this) as T : this.#initial;
-  }
-
-  /** Sets the value for the current task and the tasks it creates from now on. */
-  set(value: T): void {
-    const task = currentTask();
-    task._locals = new Map(task._locals).set(this, value);
-  }
-}
-
-/** Names `cause`, if there is one, as what `error` came in the wake of; unless `error` names another itself. */
-function blame(error: unknown, cause: unknown): void {
-  if (!cause || cause === error || !(error instanceof Error) || error instanceof Cancelled) return;
-  if (error.cause === undefined) Reflect.set(error, "cause", cause); // Does nothing to an error that is frozen.
-}
-
-/** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
-const SWALLOWED_MAX = 1000;
 
 // ----------------------------------------------------------------------------------------------------------------
 // The loop
@@ -1495,6 +534,7 @@ export class Loop {
 
   // ---- The turn ------------------------------------------------------------------------------------------------
 
+  /** The article's `while True`. */
   async #turns(finished: () => boolean): Promise<void> {
     while (!finished() && !this.#stopped) {
       const selected = this.#select();
@@ -1505,6 +545,7 @@ export class Loop {
     }
   }
 
+  /** One turn, in its three bands. */
   #turn(events: [SelectorKey, number][]): void {
     const outer = running; // A task of another loop may be running this one.
     running = this;
@@ -1512,7 +553,9 @@ export class Loop {
     // -- I/O: what the selector says is ready, its tasks are
     for (const [key] of events) {
       this.selector.unregister(key.fileobj, key.events);
-      if (key.data?.op) this.wake(key.data); // unless it was cancelled while this turn was on its way
+      if (!key.data?.op) continue; // It was cancelled while this turn was on its way.
+      if (key.fileobj.closed) this.fail(key.data, new ClosedError(`Cannot go on with ${key.fileobj}: it was closed`));
+      else this.wake(key.data);
     }
 
     // -- Time: who slept long enough is ready, scopes past their deadline are cancelled
@@ -1527,6 +570,7 @@ export class Loop {
     if (this.#failed.length > 0) this.#reportFailed();
   }
 
+  /** The article's `op, *args = self.current_task.send(None)`. */
   #step(task: Task<any>): void {
     this.#current = task;
     let result: IteratorResult<Op, unknown>;
@@ -1899,4 +943,976 @@ function kind(value: unknown): string {
   if (typeof value === "function") return `a function`;
   if (typeof value === "object" && value !== null) return `a value of type ${value.constructor?.name ?? "Object"}`;
   return String(value);
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Tasks
+// ----------------------------------------------------------------------------------------------------------------
+
+/** What most tasks share: no coroutine of theirs was called by another. */
+const NO_CALLERS: Coroutine<any>[] = [];
+
+/** Options of {@linkcode Loop.createTask}. */
+export interface TaskOptions {
+  /** The task's name in messages and traces. Default: `Task-` and its id. */
+  name?: string;
+  /** The scope the task lives in: cancelled with it. Default: the loop's own, which `run` cancels when it ends. */
+  scope?: CancelScope;
+}
+
+/** A coroutine that a loop is running. */
+export class Task<T = any> implements PromiseLike<T> {
+  /** A number no other task of the loop has. */
+  readonly id: number;
+  /** The loop that runs it. */
+  readonly loop: Loop;
+  readonly #name: string | undefined;
+
+  /** @internal The coroutine; null once it has ended. */
+  _coro: Coroutine<T> | null;
+  /** @internal What it waits for. */
+  _op: Op | null = null;
+  /** @internal What its next step is given, or thrown; when it has ended, its value or error. */
+  _value: any = undefined;
+  /** @internal Whether `_value` is thrown. */
+  _throws = false;
+  /** @internal The scope that interrupted the op it waited on. */
+  _interruptedBy: CancelScope | null = null;
+  /** @internal The scope it was born with, and the innermost one it is in. */
+  readonly _base: CancelScope;
+  /** @internal */
+  _scope: CancelScope;
+  /** @internal Its place in a `ParkingLot`. */
+  _previous: Task<any> | null = null;
+  /** @internal */
+  _next: Task<any> | null = null;
+  /** @internal What its op needs to be taken back: a timer, or the token of an `until`. */
+  _pending: unknown = null;
+  /** @internal Task locals, shared with the parent until one of them sets one. */
+  _locals: ReadonlyMap<unknown, unknown> | null = null;
+  /** @internal Whether somebody is there to take its outcome. */
+  _watchers = 0;
+  /** @internal Whether `onError` was told of its error. */
+  _reported = false;
+
+  /** The coroutines that wait for one they have called, the outermost first. */
+  #callers: Coroutine<any>[] = NO_CALLERS;
+  #lastCancelled: Cancelled | null = null;
+  #swallowed = 0;
+  #cancelled = false;
+  #ended: ParkingLot | null = null;
+  #callbacks: ((task: Task<T>) => void)[] | null = null;
+  #promise: Promise<T> | null = null;
+
+  /** @internal Made by {@linkcode Loop.createTask}. */
+  constructor(loop: Loop, id: number, coro: Coroutine<T>, name: string | undefined, scope: CancelScope) {
+    this.loop = loop;
+    this.id = id;
+    this._coro = coro;
+    this.#name = name;
+    this._base = this._scope = new CancelScope(loop, this, scope);
+  }
+
+  /** Its name. */
+  get name(): string {
+    return this.#name ?? `Task-${this.id}`;
+  }
+  /** Whether it has ended, whichever way. */
+  get done(): boolean {
+    return this._coro === null;
+  }
+  /** Whether it has ended by being cancelled. */
+  get cancelled(): boolean {
+    return this.done && this.#cancelled;
+  }
+  /** What it waits for now; null if it is ready, running or done. */
+  get op(): Op | null {
+    return this._op;
+  }
+
+  /** What it failed with; undefined if it has not ended, ended with a value, or was cancelled. */
+  get error(): unknown {
+    return this.done && this._throws && !this.cancelled ? this._value : undefined;
+  }
+
+  /**
+   * The value it has ended with.
+   *
+   * @throws Its error, the very object; {@linkcode TaskError} if it was cancelled or has not ended.
+   */
+  result(): T {
+    if (!this.done) throw new TaskError(`Cannot tell the result of ${this}: it has not ended`);
+    if (!this._throws) return this._value;
+    if (!(this._value instanceof Cancelled)) throw this._value;
+    throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
+  }
+
+  /**
+   * Waits for the task to end and returns its value.
+   *
+   * @throws Its error, the very object; {@linkcode TaskError} with its `Cancelled` as `cause` if it was cancelled.
+   */
+  *join(): Coroutine<T> {
+    this._watchers++;
+    try {
+      yield* this.#end();
+    } catch (error) {
+      this.loop._unwatch(this); // The joiner gave up; somebody else has to hear of the task's error.
+      throw error;
+    }
+    return this.result();
+  }
+
+  /** Waits until the task has ended, whichever way, its cleanup included. */
+  *wait(): Coroutine<void> {
+    yield* this.#end(); // asked for when the wait begins, not when its coroutine is made: the task may end in between
+  }
+
+  #end(): Coroutine<void> {
+    return this.done ? checkpoint() : park(this.#ended ??= new ParkingLot(this));
+  }
+
+  /**
+   * Asks the task to end: `Cancelled` is thrown at the op it waits on, or at its next one. It is a request: the task
+   * cleans up first. No effect on a task that has ended; the first reason wins.
+   */
+  cancel(reason?: unknown): void {
+    if (!this.done) this._base.cancel(reason);
+  }
+
+  /** Calls `callback` when the task has ended; at once if it has. Who asks for this takes charge of its error. */
+  addDoneCallback(callback: (task: Task<T>) => void): void {
+    this._watchers++;
+    if (this.done) callback(this);
+    else (this.#callbacks ??= []).push(callback);
+  }
+
+  /** Makes the task awaitable from async code: `await task` is what `yield* task.join()` is inside the loop. */
+  then<A = T, B = never>(
+    onfulfilled?: ((value: T) => A | PromiseLike<A>) | null,
+    onrejected?: ((reason: any) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    this.#promise ??= new Promise((resolve, reject) => {
+      this.addDoneCallback(() => {
+        try {
+          resolve(this.result());
+        } catch (error) {
+          reject(error);
+        }
+      });
+    });
+    return this.#promise.then(onfulfilled, onrejected);
+  }
+
+  /** The task in words: `task 3 "main"`. */
+  toString(): string {
+    return this.#name === undefined ? `task ${this.id}` : `task ${this.id} "${this.#name}"`;
+  }
+
+  /** @internal Runs the coroutine to its next op. */
+  _step(): IteratorResult<Op, T> {
+    const throws = this._throws || this._interruptedBy !== null;
+    const value = this._interruptedBy ? this.#cancellation() : this._value;
+    this._throws = false;
+    this._value = undefined;
+    if (this.#callers.length > 0) return this.#stepCalled(throws, value);
+    return throws ? this._coro!.throw(value) : this._coro!.next(value);
+  }
+
+  /** @internal Puts `coro` on top of the coroutine that calls it: the next step is its first. */
+  _call(coro: Coroutine<any>): void {
+    if (this.#callers === NO_CALLERS) this.#callers = [];
+    this.#callers.push(this._coro!);
+    this._coro = coro;
+  }
+
+  /** One step of a coroutine that was called: when it ends, its caller goes on with what it returned or threw. */
+  #stepCalled(throws: boolean, value: any): IteratorResult<Op, T> {
+    for (;;) {
+      try {
+        const result = throws ? this._coro!.throw(value) : this._coro!.next(value);
+        if (!result.done || this.#callers.length === 0) return result;
+        throws = false;
+        value = result.value;
+      } catch (error) {
+        if (this.#callers.length === 0) throw error;
+        throws = true;
+        value = error;
+      }
+      this._coro = this.#callers.pop()!;
+    }
+  }
+
+  /** The `Cancelled` that is due. Judged as late as this, so that of two deadlines that pass at once the outer rules. */
+  #cancellation(): Cancelled {
+    const by = this._scope._cancelledBy ?? this._interruptedBy!;
+    this._interruptedBy = null;
+    this.#swallowed = this.#lastCancelled?._scope === by ? this.#swallowed + 1 : 0;
+    return this.#lastCancelled = by._error();
+  }
+
+  /** @internal Whether it will not stop catching `Cancelled`. */
+  get _swallows(): boolean {
+    return this.#swallowed >= SWALLOWED_MAX;
+  }
+
+  #isOwn(error: Cancelled): boolean {
+    const scope = error._scope;
+    if (scope === null) return false;
+    return scope === this._base._cancelledBy || this._base._isIn(scope); // The first says it nearly always, at no cost.
+  }
+
+  /** @internal It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
+  _end(value: unknown, threw: boolean): boolean {
+    if (threw && this._base._cancelledBy) blame(value, this.#lastCancelled);
+    if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
+    this._coro = null;
+    this._value = value;
+    this._throws = threw;
+    // A `Cancelled` from elsewhere, say from another loop, is an error like any other.
+    this.#cancelled = threw && value instanceof Cancelled && this.#isOwn(value);
+    this._base._leave();
+    this.#ended?.unparkAll();
+    for (const callback of this.#callbacks ?? []) {
+      try {
+        callback(this);
+      } catch (error) {
+        this.loop._report(error, this);
+      }
+    }
+    this.#callbacks = this.#ended = this.#lastCancelled = null;
+    return threw && !this.#cancelled;
+  }
+}
+
+/**
+ * A variable whose value each task has for itself; a task starts with the values of the one that created it. After
+ * Python's `ContextVar`.
+ *
+ * @example
+ * ```ts
+ * import { Loop, TaskLocal } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const user = new TaskLocal("nobody");
+ * const loop = new Loop();
+ * function* child() {
+ *   return user.get();
+ * }
+ * function* main() {
+ *   user.set("ann");
+ *   return yield* loop.createTask(child()).join();
+ * }
+ * assertEquals(await loop.run(main()), "ann");
+ * ```
+ */
+export class TaskLocal<T> {
+  readonly #initial: T;
+
+  /** Makes a variable that has the value `initial` where no other was set. */
+  constructor(initial: T) {
+    this.#initial = initial;
+  }
+
+  /** The current task's value; the initial one outside of tasks. */
+  get(): T {
+    const locals = running?.currentTask?._locals;
+    return locals?.has(this) ? locals.get(this) as T : this.#initial;
+  }
+
+  /** Sets the value for the current task and the tasks it creates from now on. */
+  set(value: T): void {
+    const task = currentTask();
+    task._locals = new Map(task._locals).set(this, value);
+  }
+}
+
+/** Names `cause`, if there is one, as what `error` came in the wake of; unless `error` names another itself. */
+function blame(error: unknown, cause: unknown): void {
+  if (!cause || cause === error || !(error instanceof Error) || error instanceof Cancelled) return;
+  if (error.cause === undefined) Reflect.set(error, "cause", cause); // Does nothing to an error that is frozen.
+}
+
+/** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
+const SWALLOWED_MAX = 1000;
+
+// ----------------------------------------------------------------------------------------------------------------
+// Cancel scopes
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Options of {@linkcode cancelScope}. */
+export interface CancelScopeOptions {
+  /** Cancel the block after so many milliseconds, counted from entry. */
+  timeout?: number;
+  /** Cancel the block when the loop's clock shows this time. */
+  deadline?: number;
+  /** Hide what happens to the scopes outside from the block. Default: false. */
+  shield?: boolean;
+}
+
+/**
+ * A block of a task that can be cancelled as a whole, with everything started inside. The scopes of a loop form a
+ * tree: every task has one of its own, every `cancelScope` block adds one below.
+ *
+ * Cancellation is level-triggered, as trio's is: it is not an event but a state. As long as a task is inside a
+ * cancelled scope and no shield hides it, each op throws `Cancelled`.
+ */
+export class CancelScope {
+  /** Whether `cancel` was called or the deadline passed. */
+  get cancelCalled(): boolean {
+    return this.#cancelCalled;
+  }
+  /** Whether the block really ended by this scope's cancellation. */
+  get cancelledCaught(): boolean {
+    return this._caught !== null;
+  }
+  #cancelCalled = false;
+  #reason: unknown = undefined;
+  #deadline = Infinity;
+  #timer: Timer | null = null;
+  #shield: boolean;
+  #left = false;
+  readonly #loop: Loop;
+
+  /** @internal The task that entered the scope, and whose ops it interrupts; null for the root. */
+  readonly _task: Task<any> | null;
+  /**
+   * Discussion: at each op the kernel must know whether the task is cancelled, in constant time. So the answer is
+   * kept here, and worked out anew for the scopes below whenever something changes: the outermost cancelled scope
+   * that no shield hides. (Outermost, so that an inner timeout does not claim what an outer one did.) @internal
+   */
+  _cancelledBy: CancelScope | null = null;
+  /** @internal Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. */
+  _timed = false;
+  /** @internal The tree. */
+  _parent: CancelScope | null;
+  #first: CancelScope | null = null;
+  #last: CancelScope | null = null;
+  #next: CancelScope | null = null;
+  #previous: CancelScope | null = null;
+
+  /** @internal Made by the kernel; programs use {@linkcode cancelScope}. */
+  constructor(loop: Loop, task: Task<any> | null, parent: CancelScope | null, shield = false) {
+    this.#loop = loop;
+    this._task = task;
+    this._parent = parent;
+    this.#shield = shield;
+    if (!parent) return;
+    this.#previous = parent.#last;
+    if (parent.#last) parent.#last.#next = this;
+    else parent.#first = this;
+    parent.#last = this;
+    this._timed = parent._timed;
+    if (!shield) this._cancelledBy = parent._cancelledBy;
+  }
+
+  /** Asks the block to end. May be called again, to no effect: the first reason wins. */
+  cancel(reason?: unknown): void {
+    if (this.#cancelCalled) return;
+    this.#cancelCalled = true;
+    this.#reason = reason;
+    this.#spread();
+  }
+
+  /** The time on the loop's clock at which the block is cancelled; `Infinity` for never. It can be moved. */
+  get deadline(): number {
+    return this.#deadline;
+  }
+  set deadline(time: number) {
+    checkDeadline(time);
+    if (this.#timer) this.#loop._timers.remove(this.#timer);
+    this.#timer = null;
+    this.#deadline = time;
+    if (time === Infinity || this.#left || this.#cancelCalled) return;
+    this.#timer = this.#loop._timers.add(time, this);
+    this.#loop._noteTimer();
+    if (this._timed) return;
+    for (const scope of this._walk()) scope._timed = true;
+  }
+
+  /** Whether the block is shielded from what happens to the scopes outside. It can be changed. */
+  get shield(): boolean {
+    return this.#shield;
+  }
+  set shield(on: boolean) {
+    this.#shield = on;
+    this.#spread();
+  }
+
+  /** Brings `_cancelledBy` up to date here and below, and interrupts the tasks that wait there. */
+  #spread(): void {
+    // deno-lint-ignore no-this-alias -- a walk through the tree starts here
+    let scope: CancelScope = this;
+    for (;;) {
+      const outer = scope.#shield ? null : scope._parent?._cancelledBy ?? null;
+      const by = outer ?? (scope.#cancelCalled ? scope : null);
+      const changed = by !== scope._cancelledBy;
+      scope._cancelledBy = by;
+      if (by && scope._task?._scope === scope) this.#loop._interrupt(scope._task, by);
+      // Below a scope for which nothing changed, nothing changes.
+      if (changed && scope.#first) {
+        scope = scope.#first;
+        continue;
+      }
+      while (scope !== this && !scope.#next) scope = scope._parent!;
+      if (scope === this) return;
+      scope = scope.#next!;
+    }
+  }
+
+  /** @internal Cancels what is past its deadline, from here outward. */
+  _expire(now: number): void {
+    // deno-lint-ignore no-this-alias -- a walk up the tree starts here
+    for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
+      if (scope.#deadline <= now) scope.cancel(DEADLINE);
+    }
+  }
+
+  /** @internal This scope and all below, in the order they were made. */
+  *_walk(): Generator<CancelScope, void, void> {
+    // deno-lint-ignore no-this-alias -- a walk through the tree starts here
+    let scope: CancelScope = this;
+    for (;;) {
+      yield scope;
+      if (scope.#first) {
+        scope = scope.#first;
+        continue;
+      }
+      while (scope !== this && !scope.#next) scope = scope._parent!;
+      if (scope === this) return;
+      scope = scope.#next!;
+    }
+  }
+
+  /** @internal The block has been left. */
+  _leave(): void {
+    this.#left = true;
+    if (this.#timer) this.#loop._timers.remove(this.#timer);
+    this.#timer = null;
+    // A task that was put into this scope and outlives it keeps it in the tree, so that it can still be reached.
+    if (!this.#first) this.#unlink();
+  }
+
+  #unlink(): void {
+    const parent = this._parent;
+    if (!parent) return;
+    if (this.#previous) this.#previous.#next = this.#next;
+    else parent.#first = this.#next;
+    if (this.#next) this.#next.#previous = this.#previous;
+    else parent.#last = this.#previous;
+    this.#next = this.#previous = null;
+    if (parent.#left && !parent.#first) parent.#unlink();
+  }
+
+  /** @internal Whether `outer` is this scope or one around it. */
+  _isIn(outer: CancelScope | null): boolean {
+    // deno-lint-ignore no-this-alias -- a walk up the tree starts here
+    let scope: CancelScope | null = this;
+    while (scope && scope !== outer) scope = scope._parent;
+    return scope !== null;
+  }
+
+  /** @internal Says so if no task of `loop` can be started in here, or none any more. */
+  _check(loop: Loop): void {
+    if (this.#loop !== loop) throw new Error("Cannot create a task in this scope: it is in another loop");
+    if (this.#left) throw new Error("Cannot create a task in this scope: its block has ended");
+  }
+
+  /** @internal What the task is thrown. */
+  _error(): Cancelled {
+    return new Cancelled(this.#reason, this);
+  }
+
+  /** @internal Its own cancellation, once that has ended the block. */
+  _caught: Cancelled | null = null;
+
+  /** @internal Whether `error` is this scope's own cancellation, which ends here. */
+  _catches(error: unknown): error is Cancelled {
+    const own = error instanceof Cancelled && error._scope === this;
+    this._caught = own ? error : null;
+    return own;
+  }
+}
+
+function checkDeadline(time: number): void {
+  if (typeof time !== "number" || Number.isNaN(time)) throw new RangeError(`Cannot set the deadline to ${time}`);
+}
+
+/** The reason of a scope that was cancelled by its deadline. */
+const DEADLINE = "the deadline has passed";
+
+/**
+ * Runs `body` in a scope of its own: `scope.cancel()`, a deadline, or a cancellation from outside end it at the op it
+ * waits on. Returns what `body` returns, or undefined if the scope's own cancellation ended it. After trio's
+ * `CancelScope`.
+ *
+ * @throws {RangeError} If `timeout` is negative or not a number.
+ *
+ * @example
+ * ```ts
+ * import { cancelScope, Loop, sleep } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* main() {
+ *   return yield* cancelScope(function* (scope) {
+ *     scope.cancel("no need any more");
+ *     yield* sleep(1000); // throws Cancelled, which the scope catches
+ *     return "not reached";
+ *   });
+ * }
+ * assertEquals(await new Loop().run(main()), undefined);
+ * ```
+ */
+export function cancelScope<T>(
+  body: (scope: CancelScope) => Coroutine<T>,
+  options: CancelScopeOptions = {},
+): Coroutine<T | undefined> {
+  if (options.timeout !== undefined) checkDuration("set a timeout", options.timeout);
+  if (options.deadline !== undefined) checkDeadline(options.deadline);
+  return inScope(body, options);
+}
+
+function* inScope<T>(
+  body: (scope: CancelScope) => Coroutine<T>,
+  options: CancelScopeOptions,
+): Coroutine<T | undefined> {
+  const task = currentTask();
+  const scope = new CancelScope(task.loop, task, task._scope, options.shield);
+  const { timeout = Infinity, deadline = Infinity } = options;
+  if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
+  task._scope = scope;
+  try {
+    return yield* body(scope);
+  } catch (error) {
+    if (scope._catches(error)) return undefined;
+    throw error;
+  } finally {
+    leaveScope(task, scope);
+  }
+}
+
+function leaveScope(task: Task<any>, scope: CancelScope): void {
+  if (task._scope !== scope) throw new Error(`Cannot leave a cancel scope of ${task}: it is not the innermost one`);
+  task._scope = scope._parent!;
+  scope._leave();
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Containers: the deque of ready tasks, the heap of timers, the lot of parked tasks
+// ----------------------------------------------------------------------------------------------------------------
+
+/** A first-in first-out queue in a ring: both ends in constant time. */
+export class Deque<T> {
+  #ring: (T | undefined)[] = new Array(16).fill(undefined);
+  #head = 0;
+  /** How many items there are. */
+  length = 0;
+
+  /** Adds `item` at the end. */
+  append(item: T): void {
+    if (this.length === this.#ring.length) this.#grow();
+    this.#ring[(this.#head + this.length++) & (this.#ring.length - 1)] = item;
+  }
+
+  /** Adds `item` at the front. */
+  appendleft(item: T): void {
+    if (this.length === this.#ring.length) this.#grow();
+    this.#head = (this.#head - 1) & (this.#ring.length - 1);
+    this.#ring[this.#head] = item;
+    this.length++;
+  }
+
+  /** Takes the item at the front; undefined if there is none. */
+  popleft(): T | undefined {
+    if (this.length === 0) return undefined;
+    const item = this.#ring[this.#head];
+    this.#ring[this.#head] = undefined;
+    this.#head = (this.#head + 1) & (this.#ring.length - 1);
+    this.length--;
+    return item;
+  }
+
+  #grow(): void {
+    const size = this.#ring.length;
+    const ring = new Array<T | undefined>(size * 2).fill(undefined);
+    for (let i = 0; i < size; i++) ring[i] = this.#ring[(this.#head + i) & (size - 1)];
+    this.#ring = ring;
+    this.#head = 0;
+  }
+}
+
+/** Something to be done at a time: wake a sleeping task, or cancel a scope. */
+interface Timer {
+  time: number;
+  readonly target: Task<any> | CancelScope;
+  /** The order in which timers were set, to tell equal times apart. */
+  order: number;
+  /** Where it stands in the heap; -1 if it does not. */
+  index: number;
+}
+
+/** A binary heap of timers that know their place, so that one in the middle is removed in O(log n). */
+class Timers {
+  #heap: Timer[] = [];
+  #order = 0;
+
+  get length(): number {
+    return this.#heap.length;
+  }
+
+  get first(): Timer | undefined {
+    return this.#heap[0];
+  }
+
+  add(time: number, target: Task<any> | CancelScope): Timer {
+    const timer = { time, target, order: this.#order++, index: this.#heap.length };
+    this.#heap.push(timer);
+    this.#up(timer);
+    return timer;
+  }
+
+  remove(timer: Timer): void {
+    if (timer.index < 0) return;
+    const last = this.#heap.pop()!;
+    if (last !== timer) {
+      last.index = timer.index;
+      this.#heap[last.index] = last;
+      this.#up(last);
+      this.#down(last);
+    }
+    timer.index = -1;
+  }
+
+  #before(a: Timer, b: Timer): boolean {
+    return a.time < b.time || (a.time === b.time && a.order < b.order);
+  }
+
+  #up(timer: Timer): void {
+    const heap = this.#heap;
+    let i = timer.index;
+    while (i > 0) {
+      const above = heap[(i - 1) >> 1];
+      if (!this.#before(timer, above)) break;
+      heap[i] = above;
+      above.index = i;
+      i = (i - 1) >> 1;
+    }
+    heap[i] = timer;
+    timer.index = i;
+  }
+
+  #down(timer: Timer): void {
+    const heap = this.#heap;
+    let i = timer.index;
+    for (;;) {
+      let child = 2 * i + 1;
+      if (child >= heap.length) break;
+      if (child + 1 < heap.length && this.#before(heap[child + 1], heap[child])) child++;
+      if (!this.#before(heap[child], timer)) break;
+      heap[i] = heap[child];
+      heap[i].index = i;
+      i = child;
+    }
+    heap[i] = timer;
+    timer.index = i;
+  }
+}
+
+/**
+ * A place where tasks wait for each other, first come first served: the one thing that locks, queues and events are
+ * made of. After trio's `ParkingLot`. A value given to `unpark` is handed to the task that wakes, so that nobody can
+ * get in between.
+ *
+ * @example
+ * ```ts
+ * import { checkpoint, Loop, park, ParkingLot } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const loop = new Loop();
+ * const lot = new ParkingLot<string>("a letter");
+ * function* main() {
+ *   const reader = loop.createTask(park(lot));
+ *   yield* checkpoint();
+ *   lot.unpark("hello");
+ *   return yield* reader.join();
+ * }
+ * assertEquals(await loop.run(main()), "hello");
+ * ```
+ */
+export class ParkingLot<T = void> {
+  readonly #for: unknown;
+  /** How many tasks are parked. */
+  length = 0;
+  // A ring of tasks linked through themselves: a task parks in one lot at a time, and leaves the middle in O(1).
+  #first: Task<any> | null = null;
+  #last: Task<any> | null = null;
+
+  /** Makes an empty lot; `what` is waited for in it: some words, or an object that can be turned into words. */
+  constructor(what: string | object = "ParkingLot") {
+    this.#for = what;
+  }
+
+  /** What is waited for here, in words. */
+  get name(): string {
+    return String(this.#for);
+  }
+
+  /** Wakes the task that has waited longest, gives it `value`, and returns it; null if none waits. */
+  unpark(value: T): Task<any> | null {
+    const task = this.#first;
+    if (!task) return null;
+    this._remove(task);
+    task.loop._noteOrigin();
+    task.loop.wake(task, value);
+    return task;
+  }
+
+  /** Wakes every task that is parked now, in the order they came, and says how many. */
+  unparkAll(value: T): number {
+    const count = this.length;
+    for (let i = 0; i < count; i++) this.unpark(value);
+    return count;
+  }
+
+  /** @internal */
+  _add(task: Task<any>): void {
+    task._previous = this.#last;
+    if (this.#last) this.#last._next = task;
+    else this.#first = task;
+    this.#last = task;
+    this.length++;
+    task.loop._parked++;
+  }
+
+  /** @internal */
+  _remove(task: Task<any>): void {
+    if (task._previous) task._previous._next = task._next;
+    else this.#first = task._next;
+    if (task._next) task._next._previous = task._previous;
+    else this.#last = task._previous;
+    task._previous = task._next = null;
+    this.length--;
+    task.loop._parked--;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// The world around the kernel
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Something a selector can watch. What else it can do is between the selector and the sockets of its network. */
+export interface Selectable {
+  /** A small number that stays the same as long as the socket lives, for messages and traces. */
+  readonly id: number;
+  /** Whether it has been closed: who waits for it gets a {@linkcode ClosedError}. */
+  readonly closed?: boolean;
+}
+
+/** One registration with a selector. */
+export interface SelectorKey {
+  /** What is watched. */
+  readonly fileobj: Selectable;
+  /** For what: `EVENT_READ`, `EVENT_WRITE`, or both or-ed together. */
+  readonly events: number;
+  /** Whatever was given to `register`; the loop gives its task. */
+  readonly data: any;
+}
+
+/** Readable, or a connection can be accepted. */
+export const EVENT_READ = 1;
+/** Takes bytes. */
+export const EVENT_WRITE = 2;
+
+/** Tells which sockets are ready. `DefaultSelector` is one over the platform's promises. */
+export interface Selector {
+  /** Watches `fileobj` for `events`; `data` comes back with the key. */
+  register(fileobj: Selectable, events: number, data?: unknown): SelectorKey;
+  /** Ends the watch; given `events`, only for those. */
+  unregister(fileobj: Selectable, events?: number): void;
+  /**
+   * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what.
+   * `select(0)` lets the platform's own event loop turn once.
+   */
+  select(timeout?: number): Promise<[SelectorKey, number][]>;
+  /** What is ready, at once. Without it the loop uses `select(0)`. */
+  poll?(): [SelectorKey, number][];
+  /**
+   * Makes a `select` under way return; with none under way, lets go of what is kept for the next. Without it the loop
+   * starts another `select` when it has to wake up.
+   */
+  wakeup?(): void;
+  /** Lets go of everything the selector holds. */
+  close(): void;
+}
+
+/** Tells the time. */
+export interface Clock {
+  /** Milliseconds since some fixed moment; never goes back. */
+  now(): number;
+}
+
+/** The address of one end of a socket, in the platform's words. */
+export type Addr =
+  | { transport: "tcp" | "udp"; hostname: string; port: number }
+  | { transport: "unix" | "unixpacket"; path: string };
+
+/** What the loop needs of a connected socket. */
+export interface SocketLike extends Selectable {
+  /** Takes at most `maxBytes` of what has arrived; empty at end of stream. */
+  recv(maxBytes: number): Uint8Array;
+  /** Moves what has arrived into `buffer` and says how much; 0 at end of stream. */
+  recvInto(buffer: Uint8Array): number;
+  /** Takes what fits of `data` and says how much. */
+  send(data: Uint8Array): number;
+  /** Set by the loop as long as a task is in `sockSendall`, between its waits too. */
+  sending?: boolean;
+}
+
+/** What the loop needs of a datagram socket. */
+export interface DatagramLike extends Selectable {
+  /** Takes at most `maxBytes` of the datagram that has arrived, and its sender; the rest of it is lost. */
+  recvfrom(maxBytes: number): [Uint8Array, Addr];
+  /** Sends one datagram and says how long it is. */
+  sendto(data: Uint8Array, addr: Addr): number;
+  /** When it is writable again: how much of the last datagram has left, or throws why it has not. */
+  sent(): number;
+  /** Set by the loop as long as a task is in `sockSendto`. */
+  sending?: boolean;
+}
+
+/** What the loop needs of a listening socket. */
+export interface ListenerLike<S extends SocketLike = SocketLike> extends Selectable {
+  /** Takes the connection that has arrived. */
+  accept(): [S, Addr];
+}
+
+/** Where `listen()` and `connect()` get their sockets from. Options are those of the functions in `net.ts`. */
+export interface Network {
+  /** Opens a listening socket. */
+  listen(options: any): ListenerLike;
+  /** Opens a connected socket. */
+  connect(options: any): Coroutine<SocketLike>;
+  /** Opens a listening socket for TLS. */
+  listenTls?(options: any): ListenerLike;
+  /** Opens a connected socket with TLS. */
+  connectTls?(options: any): Coroutine<SocketLike>;
+  /** Opens a datagram socket. */
+  datagram?(options: any): DatagramLike;
+}
+
+/** The world a loop lives in when it is given no other. */
+export interface World {
+  /** Makes a selector for one loop. */
+  selector(): Selector;
+  /** The clock. */
+  clock: Clock;
+  /** The network. */
+  network: Network;
+}
+
+let world: World | null = null;
+
+/** Makes `w` the world of every loop that is not given one. `net.ts` does so with the platform's. */
+export function setDefaultWorld(w: World): void {
+  world = w;
+}
+
+function defaultWorld(): World {
+  if (!world) {
+    throw new TypeError("Cannot make a loop: import net.ts (or mod.ts), or pass { selector, clock, network }");
+  }
+  return world;
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// Errors
+// ----------------------------------------------------------------------------------------------------------------
+
+/** Thrown into a task at the op it waits on, or at its next one, when a scope around it is cancelled. */
+export class Cancelled extends Error {
+  /** The name of the class. */
+  override name = "Cancelled";
+  /** What `cancel(reason)` was given. */
+  readonly reason: unknown;
+  /** How many bytes a cancelled `sockSendall` had handed over. */
+  bytesSent?: number;
+  /** @internal The scope that catches it. */
+  readonly _scope: CancelScope | null;
+
+  /** Made by the kernel; programs catch it. */
+  constructor(reason?: unknown, scope: CancelScope | null = null) {
+    super(reason === undefined ? "Cancelled" : `Cancelled: ${inWords(reason)}`);
+    this.reason = reason;
+    this._scope = scope;
+  }
+}
+
+function inWords(reason: unknown): string {
+  if (reason instanceof Error) return reason.message;
+  return typeof reason === "string" ? reason : kind(reason);
+}
+
+/** Thrown by `failAfter` when the time was up. */
+export class TimeoutError extends Error {
+  /** The name of the class. */
+  override name = "TimeoutError";
+}
+
+/** Thrown to who joins a task that was cancelled; `cause` is the task's `Cancelled`. */
+export class TaskError extends Error {
+  /** The name of the class. */
+  override name = "TaskError";
+}
+
+/** Thrown by `recv`, `send` and `accept` on a socket that is not ready. */
+export class WouldBlock extends Error {
+  /** The name of the class. */
+  override name = "WouldBlock";
+}
+
+/** Thrown by every use of something that has been closed. */
+export class ClosedError extends Error {
+  /** The name of the class. */
+  override name = "ClosedError";
+}
+
+/** Thrown to the second of two tasks that want the same side of a socket. */
+export class BusyError extends Error {
+  /** The name of the class. */
+  override name = "BusyError";
+}
+
+/** Thrown by `run` when nothing can ever wake the tasks that are left. */
+export class DeadlockError extends Error {
+  /** The name of the class. */
+  override name = "DeadlockError";
+  /** The tasks, each with the op it waits on. */
+  readonly tasks: Task<any>[];
+
+  /** Made by the kernel. */
+  constructor(tasks: Task<any>[]) {
+    super(`Deadlock: nothing can wake ${tasks.map((t) => `${t} (waits for ${describe(t.op)})`).join(", ")}`);
+    this.tasks = tasks;
+  }
+}
+
+/** An op in words. */
+function describe(op: Op | null): string {
+  if (!op) return "its turn";
+  const [name, ...args] = op;
+  const words = args.map((arg) => {
+    if (typeof arg !== "object" || arg === null) {
+      return typeof arg === "function" ? arg.name || "function" : String(arg);
+    }
+    if (arg instanceof ParkingLot) return arg.name;
+    return `${arg.constructor?.name ?? "Object"}${typeof arg.id === "number" ? ` ${arg.id}` : ""}`;
+  });
+  return [name, ...words].join(" ");
+}
+
+/** Throws `RangeError` if `ms` is no duration. For the other modules here. */
+export function checkDuration(what: string, ms: number): void {
+  if (typeof ms !== "number" || !(ms >= 0)) {
+    throw new RangeError(`Cannot ${what} for ${ms} ms: the time must be a number from 0 up`);
+  }
 }

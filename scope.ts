@@ -36,7 +36,8 @@ import {
 /**
  * Runs `coro`, but for `ms` milliseconds at most. After trio's `fail_after`.
  *
- * @throws {TimeoutError} If the time was up before it ended.
+ * @throws {TimeoutError} If the time was up before it ended; its `cause` is the `Cancelled`, with `bytesSent` of a
+ * `sockSendall` that did not get to its end.
  * @throws {RangeError} If `ms` is negative or not a number.
  *
  * @example
@@ -58,7 +59,7 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
     scope = own;
     return coro;
   }, { timeout: ms });
-  if (scope.cancelledCaught) throw new TimeoutError(`Timed out after ${ms} ms`);
+  if (scope._caught) throw new TimeoutError(`Timed out after ${ms} ms`, { cause: scope._caught });
   return value as T;
 }
 

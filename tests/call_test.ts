@@ -1,6 +1,20 @@
 /** `call`: coroutines on a stack of the task's instead of the engine's. */
-import { assertEquals, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
-import { call, cancelScope, checkpoint, type Coroutine, Loop, park, ParkingLot, shield, TaskError } from "../mod.ts";
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import {
+  call,
+  Cancelled,
+  cancelScope,
+  checkpoint,
+  type Coroutine,
+  failAfter,
+  Loop,
+  park,
+  ParkingLot,
+  shield,
+  socketPair,
+  TaskError,
+  TimeoutError,
+} from "../mod.ts";
 
 function* depth(n: number): Coroutine<number> {
   return n === 0 ? 0 : 1 + (yield* call(depth(n - 1)));
@@ -85,4 +99,17 @@ Deno.test("K6 call refuses what is no coroutine, and one that was used, and says
   const used = depth(0);
   await loop.run(used);
   await assertRejects(() => run(used), TypeError, "already was given to a task");
+});
+
+Deno.test("T1 the TimeoutError of an unfinished sockSendall says in its cause how many bytes were handed over", async () => {
+  const loop = new Loop();
+  const [left, right] = socketPair();
+  const error = await assertRejects(
+    () => loop.run(failAfter(5, loop.sockSendall(left, new Uint8Array(1e6)))),
+    TimeoutError,
+  );
+  assertInstanceOf(error.cause, Cancelled);
+  assert(error.cause.bytesSent! > 0 && error.cause.bytesSent! < 1e6);
+  left.abort();
+  right.abort();
 });
