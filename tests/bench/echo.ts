@@ -6,7 +6,17 @@
 import { drive, type Load, type Seen } from "./load.ts";
 import { type Options, parseOptions } from "./options.ts";
 import { Server } from "./server.ts";
-import { atMost, figure, median, pairedRatio, type Section, table, type Target, targetTable } from "./table.ts";
+import {
+  atMost,
+  figure,
+  median,
+  pairedRatio,
+  type Section,
+  skipList,
+  table,
+  type Target,
+  targetTable,
+} from "./table.ts";
 import { allVariants, BASE, OURS, pair, type Variant } from "./variants.ts";
 
 /** A load, and who is measured under it. */
@@ -143,8 +153,7 @@ export async function benchEcho(options: Options): Promise<Section> {
       body.push(`### ${one.name}`, scenarioTable(samples));
       console.log(`\n${one.name}\n${scenarioTable(samples)}`);
     }
-    if (skipped.length > 0) body.push(skipped.map((line) => `- Skipped ${line}`).join("\n"));
-    return { title: "Echo servers", body, targets: targets(results) };
+    return { title: "Echo servers", body: [...body, ...skipList(skipped)], targets: targets(results) };
   } finally {
     await Deno.remove(scratch, { recursive: true });
   }

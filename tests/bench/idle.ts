@@ -5,7 +5,7 @@
  */
 import { type Options, parseOptions } from "./options.ts";
 import { Server } from "./server.ts";
-import { atMost, median, type Section, table, targetTable } from "./table.ts";
+import { atMost, median, type Section, skipList, table, targetTable } from "./table.ts";
 import { allVariants, BASE, OURS, pair, type Variant } from "./variants.ts";
 
 /** How many connections. */
@@ -79,7 +79,7 @@ export async function benchIdle(options: Options): Promise<Section> {
       body: [
         `Growth of resident memory per connection, at ${connections.toLocaleString("en-US")} that have spoken once.`,
         table(["server", "KiB per connection", "ratio"], rows),
-        ...skipped.map((line) => `- Skipped ${line}`),
+        ...skipList(skipped),
       ],
       targets: [atMost("idle connection", LIMIT, median(sizes.get(OURS) ?? []), " KiB")],
     };

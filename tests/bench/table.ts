@@ -70,6 +70,11 @@ export function table(head: readonly string[], rows: readonly (readonly (string 
   return [line(head), rule, ...cells.map(line)].join("\n");
 }
 
+/** What was skipped and why, if anything was: a paragraph for a section. */
+export function skipList(skipped: readonly string[]): string[] {
+  return skipped.length > 0 ? [skipped.map((line) => `- Skipped ${line}`).join("\n")] : [];
+}
+
 /** A figure with as many digits as mean something. */
 export function figure(value: number): string {
   if (!Number.isFinite(value)) return "-";

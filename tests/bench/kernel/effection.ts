@@ -43,7 +43,7 @@ function* besides(n: number, body: () => Operation): Operation {
 }
 
 /** How many of these, for it takes its time. */
-const FEWER = OPS / 20;
+const FEWER = OPS / 50;
 
 export const cases: Cases = {
   "switch": (n) =>
@@ -60,14 +60,14 @@ export const cases: Cases = {
     }),
   "spawn and join": (n) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 20);
+      const count = Math.ceil(times(n) / 50);
       const done = start();
       for (let k = 0; k < count; k++) yield* together(n, nothing);
       return done(n * count);
     }),
   "spawn and join with all": (n) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 20);
+      const count = Math.ceil(times(n) / 50);
       const done = start();
       for (let k = 0; k < count; k++) yield* all(Array.from({ length: n }, () => call(nothing)));
       return done(n * count);
@@ -95,18 +95,18 @@ export const cases: Cases = {
       const queue = createQueue();
       const done = start();
       const getter = yield* spawn(function* () {
-        for (let i = 0; i < OPS; i++) yield* queue.next();
+        for (let i = 0; i < FEWER; i++) yield* queue.next();
       });
-      for (let i = 0; i < OPS; i++) {
+      for (let i = 0; i < FEWER; i++) {
         queue.add(i);
         yield* yieldNow();
       }
       yield* getter;
-      return done(OPS);
+      return done(FEWER);
     }),
   "event wake": (n) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 20);
+      const count = Math.ceil(times(n) / 50);
       const events = Array.from({ length: count }, () => withResolvers());
       function* waits(): Operation {
         for (let k = 0; k < count; k++) yield* events[k].operation;
