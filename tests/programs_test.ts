@@ -75,7 +75,7 @@ Deno.test("examples/chat.ts lets nc and socat talk to each other", needsPrograms
   await ann.say("/who");
   assertEquals(await ann.hear(), "* here are ann");
 
-  await using bob = new Talker("socat", ["-t5", "-", `TCP:127.0.0.1:${server.port}`]);
+  await using bob = new Talker("socat", ["-t0.1", "-", `TCP:127.0.0.1:${server.port}`]);
   assertEquals(await bob.hear(), "Your name?");
   await bob.say("bob");
   assertEquals(await ann.hear(), "* bob has come");
