@@ -1185,3 +1185,129 @@ Deno.test("G1 groups of two loops do not meet", async () => {
   ));
   assertEquals(tasks.map((task) => task.done), [true, true]);
 });
+
+// ---- What trio's and curio's users also rely on ----------------------------------------------------------------
+
+Deno.test("T2 a thousand nested scopes, the outermost of which is cancelled", async () => {
+  await simulate(function* () {
+    const caught: number[] = [];
+    function* nest(depth: number): Coroutine<void> {
+      yield* cancelScope(function* (scope) {
+        try {
+          yield* depth > 0 ? nest(depth - 1) : sleep(1e6);
+        } finally {
+          if (scope.cancelCalled) caught.push(depth);
+        }
+      }, { deadline: depth === 1000 ? 5 : Infinity });
+    }
+    yield* nest(1000);
+    assertEquals(caught, [1000]);
+  });
+});
+
+Deno.test("T1 a block that times out in a shield moves on, and so does a shield with a timeout", async () => {
+  await simulate(function* ({ loop }) {
+    yield* cancelScope(function* (outer) {
+      outer.cancel();
+      yield* shield(moveOnAfter(10, sleep(1000)));
+      assertEquals(loop.time(), 10);
+      assertEquals(yield* shield(sleep(1000), { timeout: 10 }), undefined);
+      assertEquals(loop.time(), 20);
+      assertInstanceOf(yield* caught(shield(failAfter(10, sleep(1000)))), TimeoutError);
+      assertEquals(loop.time(), 30);
+    });
+  });
+});
+
+Deno.test("T1 a time limit that cannot be met is met at once, in a loop of them as well", async () => {
+  await simulate(function* ({ loop }) {
+    let timeouts = 0;
+    for (let i = 0; i < 100; i++) {
+      try {
+        yield* failAfter(0, sleep(1));
+      } catch (error) {
+        assertInstanceOf(error, TimeoutError);
+        timeouts++;
+      }
+    }
+    assertEquals([timeouts, loop.time()], [100, 0]);
+  });
+});
+
+Deno.test("T2 scopes that are left in the wrong order are an error, not a mystery", async () => {
+  const { loop, errors } = simulation();
+  const error = await assertRejects(() =>
+    loop.run((function* () {
+      const outer = cancelScope(() => checkpoint());
+      const inner = cancelScope(() => checkpoint());
+      yield outer.next().value as never; // stepped by hand: it is entered, and not left yet
+      inner.next();
+      outer.next();
+    })())
+  );
+  assertInstanceOf(error, Error);
+  assert(/^Cannot leave a cancel scope of task 1 "main": it is not the innermost one$/.test(error.message));
+  assertEquals(errors, []);
+  assertEquals([...loop.tasks], []);
+});
+
+Deno.test("G4 start in a group that is cancelled already: the task starts, and is cancelled at its first op", async () => {
+  await simulate(function* () {
+    const log: string[] = [];
+    yield* taskGroup(function* (group) {
+      group.cancel("closing time");
+      const error = yield* caught(shield(group.start(function* () {
+        log.push("started");
+        yield* checkpoint();
+        log.push("not reached");
+      })));
+      assertInstanceOf(error, TaskError);
+    });
+    assertEquals(log, ["started"]);
+  });
+});
+
+Deno.test("G1 a start from another task keeps the group open until it has started and ended", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    let starter!: Task;
+    yield* taskGroup(function* (group) {
+      starter = loop.createTask((function* () {
+        log.push(`started ${yield* group.start(server(20, 30, log))}`);
+      })());
+      yield* sleep(10);
+    });
+    assertEquals([log, loop.time()], [["started 8080", "served", "closed"], 50]);
+    assert(starter.done);
+  });
+});
+
+Deno.test("G5 what a cancelled task held is free as soon as the task has ended", async () => {
+  await simulate(function* ({ loop }) {
+    yield* taskGroup(function* (group) {
+      const tasks = Array.from({ length: 100 }, () => group.createTask(moveOnAfter(1e6, shieldless())));
+      yield* sleep(1);
+      for (const task of tasks) task.cancel();
+      yield* sleep(1);
+      assertEquals([group.size, timers(loop), loop._parked], [0, 0, 0]);
+    });
+    function* shieldless(): Coroutine<void> {
+      yield* cancelScope(() => new Event().wait(), { timeout: 1e7 });
+    }
+  });
+});
+
+Deno.test("G2 the very same error from two children is thrown once, as it is", async () => {
+  await simulate(function* () {
+    const shared = new Error("shared");
+    assertStrictEquals(yield* caught(all([failing(1, shared), failing(1, shared)])), shared);
+  });
+});
+
+Deno.test("G6 all and race given what a generator makes: a list of any length", async () => {
+  await simulate(function* () {
+    const many = Array.from({ length: 1000 }, (_, i) => after((i * 7919) % 1000, i));
+    assertEquals(yield* all(many), Array.from({ length: 1000 }, (_, i) => i));
+    assertEquals(yield* race(Array.from({ length: 1000 }, (_, i) => after(1 + (i * 7919) % 1000, i))), 0);
+  });
+});

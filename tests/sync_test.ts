@@ -928,3 +928,83 @@ Deno.test("S1 tasks that wait for each other for ever are named with what they w
       "task 2 (waits for park Lock.acquire), task 3 (waits for park Lock.acquire)",
   );
 });
+
+Deno.test("S4 a get and a put that time out leave no trace", async () => {
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<number>(1);
+    assertEquals(yield* moveOnAfter(10, queue.get()), undefined);
+    yield* queue.put(1);
+    yield* moveOnAfter(10, queue.put(2));
+    assertEquals([queue.size, loop.time()], [1, 20]);
+    assertEquals(yield* queue.get(), 1);
+    assertThrows(() => queue.getNowait(), WouldBlock);
+    queue.putNowait(3);
+    assertEquals(queue.getNowait(), 3);
+  });
+});
+
+Deno.test("S4 getters are served in turn: no consumer starves another", async () => {
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<number>();
+    const served = [0, 0, 0, 0];
+    const consumers = served.map((_, i) =>
+      loop.createTask((function* () {
+        for (;;) {
+          yield* queue.get();
+          served[i]++;
+        }
+      })())
+    );
+    for (let i = 0; i < 40; i++) {
+      yield* queue.put(i);
+      yield* checkpoint();
+    }
+    yield* settle();
+    for (const consumer of consumers) consumer.cancel();
+    assertEquals(served, [10, 10, 10, 10]);
+  });
+});
+
+Deno.test("S1 lock, semaphore of one, condition and queue of one exclude each other's tasks alike", async () => {
+  const lock = new Lock();
+  const semaphore = new Semaphore(1);
+  const condition = new Condition();
+  const token = new Queue<string>(1);
+  token.putNowait("token");
+  const exclusions: (() => Coroutine<() => void>)[] = [
+    function* () {
+      yield* lock.acquire();
+      return () => lock.release();
+    },
+    function* () {
+      yield* semaphore.acquire();
+      return () => semaphore.release();
+    },
+    function* () {
+      yield* condition.acquire();
+      return () => condition.release();
+    },
+    function* () {
+      yield* token.get();
+      return () => token.putNowait("token");
+    },
+  ];
+  for (const enter of exclusions) {
+    await simulate(function* () {
+      let inside = 0;
+      const order: number[] = [];
+      function* loopy(i: number): Coroutine<void> {
+        for (let round = 0; round < 5; round++) {
+          const leave = yield* enter();
+          assertEquals(++inside, 1);
+          order.push(i);
+          yield* checkpoint();
+          inside--;
+          leave();
+        }
+      }
+      yield* all([loopy(0), loopy(1), loopy(2)]);
+      assertEquals(order, Array.from({ length: 15 }, (_, i) => i % 3));
+    });
+  }
+});
