@@ -86,8 +86,8 @@ export abstract class Pollable implements Selectable {
   abstract _ready(event: number): boolean;
   /** @internal Starts whatever makes it ready for `event`. */
   abstract _arm(event: number): void;
-  /** @internal Whether it has been closed. */
-  abstract readonly _closed: boolean;
+  /** Whether it has been closed. */
+  abstract readonly closed: boolean;
 
   /** @internal To be called when it may have become ready for `event`. */
   _signal(event: number): void {
@@ -165,7 +165,7 @@ export class DefaultSelector implements Selector {
       throw new TypeError(`Cannot wait for events ${events}: use EVENT_READ, EVENT_WRITE, or both or-ed together`);
     }
     if (this.#closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
-    if (fileobj._closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
+    if (fileobj.closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
     if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "read");
     if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "write");
     const key = new Key(fileobj, events, data, this);
@@ -433,8 +433,8 @@ export class Socket extends Pollable implements SocketLike {
   get remoteAddr(): Addr {
     return this.#conn.remoteAddr;
   }
-  /** @internal */
-  get _closed(): boolean {
+  /** Whether it has been closed. */
+  get closed(): boolean {
     return this.#isClosed;
   }
 
@@ -857,8 +857,8 @@ export class Listener extends Pollable implements ListenerLike<Socket> {
   get addr(): Addr {
     return this.#listener.addr;
   }
-  /** @internal */
-  get _closed(): boolean {
+  /** Whether it has been closed. */
+  get closed(): boolean {
     return this.#isClosed;
   }
 
@@ -977,8 +977,8 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   override toString(): string {
     return `datagram socket ${this.id}`;
   }
-  /** @internal */
-  get _closed(): boolean {
+  /** Whether it has been closed. */
+  get closed(): boolean {
     return this.#isClosed;
   }
 

@@ -343,7 +343,7 @@ Deno.test("N7 a message takes one read, one write and two registrations, however
 class Watched extends Pollable {
   looks = 0;
   isReady = false;
-  readonly _closed = false;
+  readonly closed = false;
   _ready(): boolean {
     this.looks++;
     return this.isReady;
