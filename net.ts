@@ -17,8 +17,9 @@
  *
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
- * start at {@linkcode READ_MIN} and follow the traffic. A datagram socket holds one datagram each way. All sockets
- * together keep 2 MiB of free write buffers.
+ * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one, READ_MAX
+ * at most. A datagram socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of
+ * free write buffers.
  *
  * What a cancelled wait leaves behind: a read or accept cannot be taken back, so it stays armed, and what it brings is
  * kept for whoever reads or accepts next. Nothing is lost.
