@@ -691,6 +691,7 @@ class Server<S extends StreamSocket> {
   }
 
   #report(loop: Loop, error: unknown): void {
+    withoutStack(error);
     try {
       if (!this.#options.onError) throw error;
       this.#options.onError(error);
@@ -698,6 +699,15 @@ class Server<S extends StreamSocket> {
       loop.createTask(fail(error), { name: "accept" });
     }
   }
+}
+
+/**
+ * Discussion: to show where in a TypeScript file an error was made, the platform opens a file. When there is none left to
+ * open, that ends the whole program (seen in 2.9.6), and the very report of the shortage would be what the server dies of.
+ * The stack of such an error shows nothing but `accept` anyway; the first line of it is kept.
+ */
+function withoutStack(error: unknown): void {
+  if (error instanceof Error && "code" in error && NO_FILE_LEFT.has(error.code)) error.stack = String(error);
 }
 
 /** A task that fails with nobody to join it is how the loop's `onError` hears of something. */
@@ -719,5 +729,7 @@ const FATAL = new Set([
   "RangeError",
   "ReferenceError",
 ]);
+/** The shortage whose report must not need a file itself. */
+const NO_FILE_LEFT = new Set<unknown>(["EMFILE", "ENFILE"]);
 /** The client was gone before it was accepted, which concerns nobody. */
 const GONE = new Set(["ConnectionReset", "ConnectionAborted", "NotConnected"]);

@@ -27,7 +27,7 @@ import {
   TimeoutError,
   until,
 } from "../mod.ts";
-import { needs } from "./permissions.ts";
+import { needs, needsPrograms } from "./permissions.ts";
 import { PieceSocket, text } from "./pieces.ts";
 import { FakeSocket, platformTurn, simulate, type Simulation } from "./world.ts";
 
@@ -547,3 +547,49 @@ Deno.test("N12 idle deadlines are one line for who writes the handler", needs({ 
     yield* until(platformTurn());
   }));
 });
+
+Deno.test(
+  "N10 a server that has no file left to open says so, lives on, and serves who waited",
+  needsPrograms(["sh"]),
+  async () => {
+    // The server may open sixty files, about twenty of which the platform takes for itself.
+    const script = 'ulimit -n 60; exec "$0" run --no-prompt --allow-net "$1" 0';
+    const path = new URL("../examples/echo_stream.ts", import.meta.url).pathname;
+    const command = new Deno.Command("sh", {
+      args: ["-c", script, Deno.execPath(), path],
+      env: { NO_COLOR: "1" },
+      stdout: "piped",
+      stderr: "piped",
+    });
+    await using child = command.spawn();
+    const [out, err] = [child.stdout, child.stderr].map((part) =>
+      part.pipeThrough(new TextDecoderStream()).getReader()
+    );
+    const port = Number((await readUntil(out, /listening on .*:(\d+)\n/))[1]);
+    const clients = await Promise.all(Array.from({ length: 60 }, () => Deno.connect({ hostname: "127.0.0.1", port })));
+    await readUntil(err, /Error in task \d+ "accept".*EMFILE/);
+    await echoes(clients[0]); // Those who are in are served on.
+    for (const client of clients.slice(0, 59)) client.close();
+    await echoes(clients[59]); // And so is, when there is room, the one who waited outside.
+    clients[59].close();
+    child.kill("SIGTERM");
+    await Promise.all([readUntil(out, null), readUntil(err, null), child.status]);
+  },
+);
+
+/** Reads until `wanted` has been printed; null for the end. */
+async function readUntil(reader: ReadableStreamDefaultReader<string>, wanted: RegExp | null): Promise<string[]> {
+  for (let text = "";;) {
+    const { value, done } = await reader.read();
+    if (done && wanted) throw new Error(`The program ended without printing ${wanted}. It printed: ${text}`);
+    text += value ?? "";
+    const found = wanted?.exec(text);
+    if (done || found) return found ?? [];
+  }
+}
+
+async function echoes(client: Deno.Conn): Promise<void> {
+  await client.write(new TextEncoder().encode("x"));
+  const buffer = new Uint8Array(10);
+  assertEquals(text(buffer.subarray(0, (await client.read(buffer)) ?? 0)), "Got: x");
+}
