@@ -316,6 +316,15 @@ Deno.test("T4 a block that finished, though late, is not failed", async () => {
   });
 });
 
+Deno.test("T4 a block that was shielded when its time was up, and finished, is not failed", async () => {
+  await simulate(function* ({ loop }) {
+    assertEquals(yield* failAfter(10, shield(after(20, "done"))), "done");
+    assertEquals(yield* moveOnAfter(10, shield(after(20, "done"))), "done");
+    assertEquals([loop.time(), timers(loop)], [40, 0]);
+    yield* checkpoint(); // nothing of it comes later
+  });
+});
+
 Deno.test("T4 an outer deadline that passed meanwhile fires at the next op", async () => {
   await simulate(function* ({ world }) {
     const said: string[] = [];
@@ -1311,3 +1320,31 @@ Deno.test("G6 all and race given what a generator makes: a list of any length", 
     assertEquals(yield* race(Array.from({ length: 1000 }, (_, i) => after(1 + (i * 7919) % 1000, i))), 0);
   });
 });
+
+for (const way of ["returns", "is cancelled"]) {
+  Deno.test(`G1 a child born when the last has ended is waited for too: the body ${way}`, async () => {
+    await simulate(function* ({ loop }) {
+      const last = new Event();
+      const log: string[] = [];
+      let group!: TaskGroup;
+      loop.createTask((function* () {
+        yield* last.wait();
+        // The last child ends in this turn, before this task runs again: the block is woken, and runs after it.
+        yield* checkpoint();
+        assertEquals(group.size, 0);
+        group.createTask(tidy(log, "born", 10));
+        group.cancel();
+      })());
+      yield* taskGroup(function* (own) {
+        group = own;
+        own.createTask(shield((function* () {
+          yield* sleep(5);
+          last.set();
+          yield* checkpoint();
+        })()));
+        if (way === "is cancelled") own.cancel();
+      });
+      assertEquals([loop.time(), log], [15, ["born"]]);
+    });
+  });
+}

@@ -262,6 +262,10 @@ Deno.test("S2 a guard releases once, and never what another task holds", async (
     assert(lock.locked);
     yield* other.join();
     assertFalse(lock.locked);
+    yield* lock.acquire();
+    guard[Symbol.dispose](); // It has done its work long ago.
+    assert(lock.held);
+    lock.release();
     const semaphore = new Semaphore(1);
     const slot = yield* semaphore.acquire();
     slot[Symbol.dispose]();
