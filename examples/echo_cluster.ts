@@ -1,41 +1,37 @@
 // The echo server on many cores: a loop in each of N workers, all on one port; one Ctrl-C lets all of them finish.
-// Terminal 1:  deno run --unstable-net --allow-net --allow-read examples/echo_cluster.ts     (behind it: the port, then N)
+// Terminal 1:  deno run --unstable-net --allow-net --allow-read examples/echo_cluster.ts   (then the port, N, drain ms)
 // Terminal 2, 3 and so on:  nc 127.0.0.1 25000     (the system chooses who serves you; terminal 1 tells which)
 import { type Addr, all, type Coroutine, listen, Loop, runInWorker, serve, signal } from "../mod.ts";
 import { type Socket, type TaskGroup, taskGroup, until } from "../mod.ts";
 
-/** How long clients may go on after the Ctrl-C, in milliseconds. A second Ctrl-C ends everything at once. */
-const DRAIN_TIMEOUT = 5000;
+// ---- In the main thread: it serves nobody ---------------------------------------------------------------------------
 
-// ---- In the main thread: it serves nobody -----------------------------------------------------------------------------
-
-function* cluster(port: number, workers: number): Coroutine {
+function* cluster(port: number, workers: number, drainMs: number): Coroutine {
   yield* taskGroup(function* (group) {
     // Port 0 is any free one for the first worker, and the same for the others.
-    const first = yield* start(group, 1, port);
-    const others = Array.from({ length: workers - 1 }, (_, i) => start(group, i + 2, first.port));
+    const first = yield* start(group, [1, port, drainMs]);
+    const others = Array.from({ length: workers - 1 }, (_, i) => start(group, [i + 2, first.port, drainMs]));
     const started = [first, ...yield* all(others)];
     console.log("listening on", `127.0.0.1:${first.port}`);
     yield* signal("SIGINT", "SIGTERM");
     console.log("draining");
     for (const worker of started) worker.stop();
-  }); // Left when the last worker has ended. Should one of them fail, the others are ended and the error is thrown here.
+  }); // Left when the last worker has ended. Should one fail, the others are ended and its error is thrown here.
 }
 
 /** Starts a worker and waits until it listens; a message to it will be to stop, one from it tells where it listens. */
-function* start(group: TaskGroup, id: number, port: number): Coroutine<{ port: number; stop(): void }> {
+function* start(group: TaskGroup, args: number[]): Coroutine<{ port: number; stop(): void }> {
   const { port1: here, port2: there } = new MessageChannel();
-  const args = [there, id, port];
-  group.createTask(runInWorker(import.meta.url, args, { exportName: "work", transfer: [there] }));
+  group.createTask(runInWorker(import.meta.url, [there, ...args], { exportName: "work", transfer: [there] }));
   const heard = yield* until(new Promise<MessageEvent>((resolve) => here.onmessage = resolve));
   here.onmessage = null;
   return { port: heard.data, stop: () => here.postMessage("stop") };
 }
 
-// ---- In a worker: the server as it always is ---------------------------------------------------------------------------
+// ---- In a worker: the server as it always is ------------------------------------------------------------------------
 
 /** Serves until it is told to stop and its clients have left, or their time is up. */
-export function work(main: MessagePort, id: number, port: number): Promise<void> {
+export function work(main: MessagePort, id: number, port: number, drainTimeout: number): Promise<void> {
   const stop = new AbortController();
   const listener = listen({ hostname: "127.0.0.1", port, reusePort: true });
   main.onmessage = () => {
@@ -44,7 +40,7 @@ export function work(main: MessagePort, id: number, port: number): Promise<void>
   };
   const loop = new Loop();
   return loop.run(serve(listener, (sock, addr) => echo(loop, id, sock, addr), {
-    drainTimeout: DRAIN_TIMEOUT,
+    drainTimeout,
     signal: stop.signal,
     onListen: (addr) => main.postMessage((addr as Deno.NetAddr).port),
     onError: (error, addr) => console.error(addr ? show(addr) : "accept", `${error}`),
@@ -66,6 +62,6 @@ function show(addr: Addr): string {
 }
 
 if (import.meta.main) {
-  const [port = 25000, workers = navigator.hardwareConcurrency] = Deno.args.map(Number);
-  await new Loop().run(cluster(port, workers));
+  const [port = 25000, workers = navigator.hardwareConcurrency, drainMs = 5000] = Deno.args.map(Number);
+  await new Loop().run(cluster(port, workers, drainMs)); // A second Ctrl-C ends everything at once.
 }

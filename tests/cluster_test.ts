@@ -1,8 +1,8 @@
 /**
  * `examples/echo_cluster.ts`: many loops on one port, which start together and end together.
  *
- * Which worker gets a connection is for the system to decide, by the client's address. So the tests connect until each of
- * them has one, and say nothing about shares.
+ * Which worker gets a connection is for the system to decide, by the client's address. So the tests connect often
+ * enough for each of them to have one, and say nothing about shares.
  */
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";

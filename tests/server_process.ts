@@ -63,9 +63,17 @@ export class Server implements AsyncDisposable {
     });
   }
 
-  /** Starts a program on a free port. `args` are flags, the program, and what stands behind it before and after the port. */
-  static async start(args: string[], env: Record<string, string> = {}, afterPort: string[] = []): Promise<Server> {
-    const server = new Server([...args, "0", ...afterPort], env);
+  /**
+   * Starts a program on `port`, by default a free one. `args` are flags, the program, and what stands behind it before the
+   * port; `afterPort` is what stands behind that.
+   */
+  static async start(
+    args: string[],
+    env: Record<string, string> = {},
+    afterPort: string[] = [],
+    port = 0,
+  ): Promise<Server> {
+    const server = new Server([...args, String(port), ...afterPort], env);
     try {
       await server.until("listening on", () => server.out.some((line) => line.startsWith("listening on ")));
       const line = server.out.find((line) => line.startsWith("listening on "))!;
