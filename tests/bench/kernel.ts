@@ -18,7 +18,13 @@ import {
 } from "./table.ts";
 
 /** The runtimes, by the names of their files and in tables. */
-const RUNTIMES = { yieldloop: "yieldloop", promises: "promises", effection: "effection", effect: "Effect" } as const;
+const RUNTIMES = {
+  yieldloop: "yieldloop",
+  bare: "bare generators",
+  promises: "promises",
+  effection: "effection",
+  effect: "Effect",
+} as const;
 type Runtime = keyof typeof RUNTIMES;
 const NAMES = Object.keys(RUNTIMES) as Runtime[];
 
@@ -41,7 +47,7 @@ interface Result extends Row {
   times: Record<Runtime, number[]>;
 }
 
-const FAST: readonly Runtime[] = ["yieldloop", "promises"];
+const FAST: readonly Runtime[] = ["yieldloop", "bare", "promises"];
 
 function rowsOf(name: CaseName, sizes: readonly number[], runtimes?: readonly Runtime[]): Row[] {
   return sizes.map((n) => ({ name, n, runtimes }));
@@ -119,10 +125,18 @@ function ratio({ times }: Result, a: Runtime, b: Runtime): number {
 
 function report(results: readonly Result[]): string {
   return table(
-    ["case, n", ...NAMES.map((name) => `${RUNTIMES[name]} ns`), "to promises", "effection to ours", "Effect to ours"],
+    [
+      "case, n",
+      ...NAMES.map((name) => `${RUNTIMES[name]} ns`),
+      "ours to bare",
+      "ours to promises",
+      "effection to ours",
+      "Effect to ours",
+    ],
     results.map((result) => [
       title(result),
       ...NAMES.map((name) => median(result.times[name])),
+      ratio(result, "yieldloop", "bare"),
       ratio(result, "yieldloop", "promises"),
       ratio(result, "effection", "yieldloop"),
       ratio(result, "effect", "yieldloop"),
@@ -145,7 +159,8 @@ export async function benchKernel(options: Options): Promise<Section> {
 
 const EXPLANATION =
   "Nanoseconds of processor time per operation. `n` is how many tasks take part; with timers, how many others are " +
-  "pending; with a queue, its room; with depth, how many coroutines are nested.";
+  "pending; with a queue, its room; with depth, how many coroutines are nested. " +
+  "Bare generators are the floor: a loop that steps them in turn and can do nothing else.";
 
 function targets(results: readonly Result[]): Target[] {
   const find = (name: CaseName, n: number) => results.find((one) => one.name === name && one.n === n);

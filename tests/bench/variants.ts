@@ -37,6 +37,7 @@ export async function allVariants(scratch: string, skipped: string[]): Promise<V
       console.error(`Skipped ${skipped.at(-1)}`);
     }
   };
+  await add("Deno .then()", () => Promise.resolve([DENO, "run", "--allow-net", `${SERVERS}deno_then.ts`]));
   await add("node:net on Node", async () => [await program("node"), `${SERVERS}node_net.mjs`]);
   await add("C epoll", () => compile(scratch, "gcc", ["-O2", "-o", `${scratch}/epoll`, `${SERVERS}epoll.c`]));
   await add("Go", () => compile(scratch, "go", ["build", "-o", `${scratch}/echo_go`, `${SERVERS}echo.go`]));

@@ -1,0 +1,62 @@
+/**
+ * The floor: what the platform's generators cost in a loop that does nothing but step them in turn. There are no tasks to
+ * join or cancel, no clock, no errors; an op is looked up by its name, and that is all.
+ */
+import { type Cases, OPS, start, switchesOf, times } from "./cases.ts";
+
+type Op = readonly [name: string];
+type Coroutine = Generator<Op, void, void>;
+
+const CHECKPOINT: Op = ["checkpoint"];
+
+function* checkpoint(): Coroutine {
+  yield CHECKPOINT;
+}
+
+function* nothing(): Coroutine {}
+
+function* switches(count: number): Coroutine {
+  for (let i = 0; i < count; i++) yield* checkpoint();
+}
+
+function* deep(depth: number, count: number): Coroutine {
+  if (depth > 1) yield* deep(depth - 1, count);
+  else yield* switches(count);
+}
+
+/** Steps all in turn until they have ended. */
+function run(ready: Coroutine[]): void {
+  let next: Coroutine[] = [];
+  const ops = new Map([["checkpoint", (coro: Coroutine) => void next.push(coro)]]);
+  while (ready.length > 0) {
+    for (const coro of ready) {
+      const { done, value } = coro.next();
+      if (!done) ops.get(value[0])!(coro);
+    }
+    [ready, next] = [next, ready];
+    next.length = 0;
+  }
+}
+
+function many(n: number, make: () => Coroutine): Coroutine[] {
+  return Array.from({ length: n }, make);
+}
+
+export const cases: Cases = {
+  "switch": (n) => {
+    const coros = many(n, () => switches(switchesOf(n)));
+    const done = start();
+    run(coros);
+    return Promise.resolve(done(n * switchesOf(n)));
+  },
+  "spawn and join": (n) => {
+    const done = start();
+    for (let k = times(n); k > 0; k--) run(many(n, nothing));
+    return Promise.resolve(done(n * times(n)));
+  },
+  "switch at depth": (n) => {
+    const done = start();
+    run([deep(n, OPS / 4)]);
+    return Promise.resolve(done(OPS / 4));
+  },
+};
