@@ -5,6 +5,7 @@
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertThrows } from "@std/assert";
 import {
   type Addr,
+  all,
   BusyError,
   checkpoint,
   ClosedError,
@@ -21,12 +22,14 @@ import {
   type ServeOptions,
   shield,
   sleep,
+  type Socket,
   Stream,
   type Task,
   taskGroup,
   TimeoutError,
   until,
 } from "../mod.ts";
+import { removeSocketFile, run, tcp, tlsTransport, unix } from "./net_transports.ts";
 import { needs, needsPrograms } from "./permissions.ts";
 import { PieceSocket, text } from "./pieces.ts";
 import { FakeSocket, platformTurn, simulate, type Simulation } from "./world.ts";
@@ -508,6 +511,60 @@ Deno.test(
     }));
     await assertRejects(() => Deno.connect({ hostname: "127.0.0.1", port }), Deno.errors.ConnectionRefused);
   },
+);
+
+for (const transport of [tcp, unix, tlsTransport]) {
+  Deno.test(`N12 serve drains and closes all, over ${transport.name}`, needs(transport.needs), () =>
+    run(function* () {
+      const { listener, dial } = transport.open!();
+      const stop = new AbortController();
+      const reports: unknown[] = [];
+      yield* taskGroup(function* (group) {
+        const onError = (error: unknown) => reports.push(error);
+        const options = { signal: stop.signal, drainTimeout: 2, onError };
+        const server = group.createTask(serve(listener, echo, options));
+        const streams = yield* all(Array.from({ length: 5 }, () => open(dial)));
+        for (const [i, stream] of streams.entries()) {
+          yield* stream.write(`hello ${i}\n`);
+          assertEquals(yield* stream.readLine(), `hello ${i}`);
+        }
+        stop.abort(); // The handlers wait for more, and are cancelled when the time is up.
+        for (const stream of streams) {
+          assertEquals(yield* stream.readLine(), null);
+          stream.close();
+        }
+        yield* server.join();
+      });
+      assertEquals(reports, []);
+      removeSocketFile(listener);
+    }));
+}
+
+function* open(dial: () => Coroutine<Socket>): Coroutine<Stream> {
+  return new Stream(yield* dial());
+}
+
+Deno.test(
+  "N11 N12 clients that stop in the middle of a TLS handshake hold up nobody",
+  needs(tlsTransport.needs),
+  () =>
+    run(function* () {
+      const { listener, dial } = tlsTransport.open!();
+      const address = { hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port };
+      const reports: unknown[] = [];
+      yield* taskGroup(function* (group) {
+        group.createTask(serve(listener, echo, { drainTimeout: 0, onError: (error) => reports.push(error) }));
+        using _silent = yield* connect(address);
+        using rude = yield* connect(address);
+        yield* new Stream(rude).write("this is no handshake");
+        using stream = yield* open(dial);
+        yield* stream.write("hello\n");
+        assertEquals(yield* stream.readLine(), "hello");
+        yield* until(platformTurn());
+        group.cancel();
+      });
+      assert(reports.length <= 1, `${reports}`); // The rude one, if it was noticed by now.
+    }),
 );
 
 Deno.test("N12 N6 clients that reset concern nobody else", needs({ net: true }), async () => {

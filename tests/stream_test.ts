@@ -23,6 +23,7 @@ import {
   TimeoutError,
   until,
 } from "../mod.ts";
+import { battery } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
 import { bytes, PieceSocket, text } from "./pieces.ts";
 import { platformTurn, simulate } from "./world.ts";
@@ -557,21 +558,21 @@ Deno.test("a web stream is asked for inside a task", () => {
 
 // ---- Real sockets --------------------------------------------------------------------------------------------------
 
-Deno.test("ST1 ST2 a stream over real sockets: lines, a megabyte, half-close", needs({ net: true }), async () => {
-  const loop = new Loop();
+battery("ST1 ST2 ST5 a stream: lines, a megabyte, half-close", function* (scene) {
   const data = new Uint8Array(1 << 20).map((_, i) => i * 7);
 
-  function* server(listener: ReturnType<typeof listen>): Coroutine {
-    using stream = new Stream((yield* loop.sockAccept(listener))[0]);
+  function* serve(stream: Stream): Coroutine {
+    assertEquals(yield* stream.readLine(), "grüß 中文 🙂");
     const length = Number(yield* stream.readLine());
     const body = yield* stream.readExactly(length);
     assertEquals(yield* stream.readLine(), null);
     yield* stream.write("done\r\n");
     yield* stream.write(body);
+    yield* stream.closeWrite();
   }
 
-  function* client(port: number): Coroutine<Uint8Array> {
-    using stream = new Stream(yield* connect({ hostname: "127.0.0.1", port }));
+  function* ask(stream: Stream): Coroutine<Uint8Array> {
+    yield* stream.write("grüß 中文 🙂\n");
     yield* stream.write(`${data.length}\r\n`);
     yield* stream.write(data);
     yield* stream.closeWrite();
@@ -579,10 +580,27 @@ Deno.test("ST1 ST2 a stream over real sockets: lines, a megabyte, half-close", n
     return yield* stream.readAll();
   }
 
-  using listener = listen({ hostname: "127.0.0.1", port: 0 });
-  const { port } = listener.addr as Deno.NetAddr;
-  const [_, back] = await loop.run(all([server(listener), client(port)]));
+  const [_, back] = yield* all([serve(new Stream(scene.server)), ask(new Stream(scene.client))]);
   assert(back.every((byte, i) => byte === data[i]) && back.length === data.length);
+});
+
+battery("ST2 C7 a read that timed out leaves the bytes, all of them, to the next", function* ({ client, server }) {
+  const [from, to] = [new Stream(client), new Stream(server)];
+  for (const piece of ["ab", "cd", "ef"]) {
+    yield* from.write(piece);
+    assertEquals(yield* moveOnAfter(2, to.readExactly(7)), undefined);
+  }
+  yield* from.write("g");
+  assertEquals(text(yield* to.readExactly(7)), "abcdefg");
+});
+
+battery("gzip over a stream, by pipeTo on both sides", function* ({ client, server }) {
+  const line = "a line of text that is said again and again\n";
+  const source = new Blob([line.repeat(10_000)]).stream().pipeThrough(new CompressionStream("gzip"));
+  const { writable } = new Stream(client);
+  const received = new Stream(server).readable.pipeThrough(new DecompressionStream("gzip"));
+  const [_, data] = yield* all([until(source.pipeTo(writable)), until(new Response(received).text())]);
+  assertEquals(data, line.repeat(10_000));
 });
 
 Deno.test("ST2 N6 a reset in the middle of a record is the platform's error", needs({ net: true }), async () => {
