@@ -519,7 +519,7 @@ export class Queue<T> {
 
   /** An item was taken: its slot goes to the putter that has waited longest. */
   #offerSlot(): void {
-    if (!this.#full && this.#putters.unpark(true)) this.#promised++;
+    if (this.#putters.unpark(true)) this.#promised++;
   }
 
   /** A slot that was promised is not needed. */

@@ -166,23 +166,31 @@ export class Lab {
     return data;
   }
 
-  /** Runs `body`, and `cleanup` after it, whatever happens. */
+  /** Runs `body`, and `cleanup` after it, whatever happens: out of reach of every cancellation, to its end. */
   *tidy<T>(body: Coroutine<T>, cleanup?: () => Coroutine<unknown>): Coroutine<T> {
     this.#entered++;
     try {
       return yield* body;
     } finally {
-      try {
-        if (cleanup) yield* shield(cleanup());
-      } finally {
-        this.#left++;
-      }
+      this.#left++;
+      if (cleanup) yield* this.#cleanUp(cleanup);
     }
+  }
+
+  *#cleanUp(cleanup: () => Coroutine<unknown>): Coroutine<void> {
+    this.#entered++;
+    try {
+      yield* shield(cleanup());
+    } catch (error) {
+      if (error instanceof Boom) this.#left++; // Nothing else may cut it short.
+      throw error;
+    }
+    this.#left++;
   }
 
   /** What must be true when all is over. */
   check(): void {
-    assertEquals(this.#left, this.#entered, "every finally ran");
+    assertEquals(this.#left, this.#entered, "every finally ran, and every cleanup to its end");
     assertEquals(this.#locks.map((lock) => lock.locked), this.#locks.map(() => false), "every lock is free");
     for (const { semaphore, max } of this.#semaphores) assertEquals(semaphore.value, max, "every slot is free");
     for (const ledger of this.#ledgers.values()) checkLedger(ledger);
