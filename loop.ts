@@ -1501,7 +1501,7 @@ function leaveScope(task: Task<any>, scope: CancelScope): void {
 // Containers: the deque of ready tasks, the heap of timers, the lot of parked tasks
 // ----------------------------------------------------------------------------------------------------------------
 
-/** A first-in first-out queue in a ring: both ends in constant time. */
+/** A first-in first-out queue in a ring: adds and takes in constant time. */
 export class Deque<T> {
   #ring: (T | undefined)[] = new Array(16).fill(undefined);
   #head = 0;
@@ -1512,14 +1512,6 @@ export class Deque<T> {
   append(item: T): void {
     if (this.length === this.#ring.length) this.#grow();
     this.#ring[(this.#head + this.length++) & (this.#ring.length - 1)] = item;
-  }
-
-  /** Adds `item` at the front. */
-  appendleft(item: T): void {
-    if (this.length === this.#ring.length) this.#grow();
-    this.#head = (this.#head - 1) & (this.#ring.length - 1);
-    this.#ring[this.#head] = item;
-    this.length++;
   }
 
   /** Takes the item at the front; undefined if there is none. */
