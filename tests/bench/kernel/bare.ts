@@ -24,17 +24,19 @@ function* deep(depth: number, count: number): Coroutine {
   else yield* switches(count);
 }
 
-/** Steps all in turn until they have ended. */
-function run(ready: Coroutine[]): void {
-  let next: Coroutine[] = [];
-  const ops = new Map([["checkpoint", (coro: Coroutine) => void next.push(coro)]]);
-  while (ready.length > 0) {
-    for (const coro of ready) {
-      const { done, value } = coro.next();
-      if (!done) ops.get(value[0])!(coro);
-    }
-    [ready, next] = [next, ready];
-    next.length = 0;
+/** Steps all in turn until they have ended. There is room for all in the ring, so it is never full. */
+function run(coros: Coroutine[]): void {
+  const mask = 2 ** Math.ceil(Math.log2(coros.length + 1)) - 1;
+  const ring = new Array<Coroutine>(mask + 1);
+  let head = 0;
+  let tail = 0;
+  const append = (coro: Coroutine) => void (ring[tail++ & mask] = coro);
+  const ops = new Map([["checkpoint", append]]);
+  coros.forEach(append);
+  while (head < tail) {
+    const coro = ring[head++ & mask];
+    const { done, value } = coro.next();
+    if (!done) ops.get(value[0])!(coro);
   }
 }
 
