@@ -291,6 +291,21 @@ Deno.test("G2 to cancel a group of n takes back n waits, in as many turns", asyn
 const ADDR: Addr = { transport: "tcp", hostname: "127.0.0.1", port: 1 };
 const MESSAGE_SIZE = 64;
 
+/** A promise that counts how often it is waited for: each wait makes one more promise. */
+class Heard<T> extends Promise<T> {
+  static waits = 0;
+  static override get [Symbol.species](): PromiseConstructor {
+    return Promise;
+  }
+  override then<A = T, B = never>(
+    onfulfilled?: ((value: T) => A | PromiseLike<A>) | null,
+    onrejected?: ((reason: any) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    Heard.waits++;
+    return super.then(onfulfilled, onrejected);
+  }
+}
+
 /** A peer that sends some messages, each as soon as it is read for, takes what it is sent, and ends. */
 class Chatter implements Connection {
   readonly localAddr = ADDR;
@@ -301,13 +316,13 @@ class Chatter implements Connection {
   constructor(readonly messages: number) {}
 
   read(buffer: Uint8Array): Promise<number | null> {
-    if (this.reads++ === this.messages) return Promise.resolve(null);
+    if (this.reads++ === this.messages) return Heard.resolve(null);
     buffer.fill(65, 0, MESSAGE_SIZE);
-    return Promise.resolve(MESSAGE_SIZE);
+    return Heard.resolve(MESSAGE_SIZE);
   }
   write(data: Uint8Array): Promise<number> {
     this.writes++;
-    return Promise.resolve(data.length);
+    return Heard.resolve(data.length);
   }
   closeWrite(): Promise<void> {
     return Promise.resolve();
@@ -315,10 +330,11 @@ class Chatter implements Connection {
   close(): void {}
 }
 
-Deno.test("N7 a message takes one read, one write and two registrations, however many connections there are", async () => {
+Deno.test("N7 a message takes one read, one write, a wait for each and two registrations, however many connections there are", async () => {
   const messages = 20;
   for (const n of TENFOLD) {
     const peers = Array.from({ length: n }, () => new Chatter(messages));
+    Heard.waits = 0;
     const { world } = await count((sim) =>
       together(n, function* (i) {
         using sock = new Socket(peers[i]);
@@ -334,6 +350,7 @@ Deno.test("N7 a message takes one read, one write and two registrations, however
       assertEquals(peer.writes, messages);
     }
     assertEquals(world.counts.register, n * (2 * messages + 1));
+    assertEquals(Heard.waits, n * (2 * messages + 1));
     // What comes at the same time is served in the same turn.
     assert(world.counts.poll <= 12 * messages, `${n} connections: ${world.counts.poll} polls`);
   }
