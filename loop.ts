@@ -459,7 +459,7 @@ export class Loop {
    */
   async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal } = {}): Promise<T> {
     const { signal } = options;
-    this.#begin();
+    await this.#begin();
     try {
       const task = this.createTask(main, { name: "main" });
       task._watchers++;
@@ -490,7 +490,7 @@ export class Loop {
    * @throws {DeadlockError} If nothing can wake the tasks any more.
    */
   async runForever(): Promise<void> {
-    this.#begin();
+    await this.#begin();
     try {
       this.#fedFromOutside = false;
       await this.#turns(() => this.#live === 0);
@@ -505,10 +505,11 @@ export class Loop {
     this.#wakeup();
   }
 
-  #begin(): void {
+  async #begin(): Promise<void> {
     if (this.#running) throw new Error("Cannot run the loop: it is running already");
     this.#running = true;
     this.#stopped = false;
+    await null; // Who was given a task together with the loop, say Promise.all, has asked for its outcome by now.
     this.#platformTurned = this.time();
   }
 

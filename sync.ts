@@ -159,7 +159,7 @@ function* orElse(coro: Coroutine<void>, undo: () => void): Coroutine<void> {
 
 /** Options of {@linkcode Semaphore}. */
 export interface SemaphoreOptions {
-  /** What `value` cannot grow beyond: a release too many is an error. Default: the initial value. */
+  /** What `value` cannot grow beyond: a release too many is an error. Default: the initial value; no limit if that is 0. */
   max?: number;
 }
 
@@ -186,14 +186,14 @@ export class Semaphore {
   /**
    * Makes a semaphore with `value` free slots.
    *
-   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or if both are 0.
+   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`.
    */
   constructor(value: number, options: SemaphoreOptions = {}) {
-    const { max = value } = options;
+    // One that starts at 0 is a signal: nobody holds a slot of it, so there is nothing to count the releases against.
+    const { max = value || Infinity } = options;
     if (!Number.isInteger(value) || value < 0) {
       throw new RangeError(`Cannot make a semaphore of ${value}: the value must be a whole number from 0 up`);
     }
-    if (max === 0) throw new RangeError("Cannot make a semaphore of 0: give it a max, or no slot can ever be released");
     if (!(max >= value)) throw new RangeError(`Cannot make a semaphore of ${value}: that is more than its max, ${max}`);
     this.#value = value;
     this.#max = max;

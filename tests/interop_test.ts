@@ -516,3 +516,16 @@ Deno.test("currentTask and runningLoop tell where one is, and throw where no tas
   })());
   assertThrows(() => runningLoop(), Error, "this code was not called by a task");
 });
+
+Deno.test("K8 Promise.all over a task, written before the run, is there to take its error", async () => {
+  const errors: unknown[] = [];
+  const loop = new Loop({ onError: (error) => errors.push(error) });
+  function* failing(): Coroutine {
+    throw new Error("at once");
+  }
+  const all = Promise.all([loop.createTask(failing())]);
+  const run = loop.runForever();
+  await assertRejects(() => all, Error, "at once");
+  await run;
+  assertEquals(errors, []);
+});

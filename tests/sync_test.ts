@@ -306,8 +306,18 @@ Deno.test("S2 a semaphore with a max can be filled by release, from 0 too", asyn
     assertEquals(semaphore.value, 2);
     assertThrows(() => semaphore.release());
   });
-  for (const bad of [-1, 1.5, NaN, "1" as unknown as number, 0]) assertThrows(() => new Semaphore(bad), RangeError);
+  for (const bad of [-1, 1.5, NaN, "1" as unknown as number]) assertThrows(() => new Semaphore(bad), RangeError);
   assertThrows(() => new Semaphore(3, { max: 2 }), RangeError);
+});
+
+Deno.test("S2 a semaphore that starts at 0 is a signal: every release lets one in, now or later", async () => {
+  await simulate(function* () {
+    const signal = new Semaphore(0);
+    signal.release();
+    signal.release();
+    yield* signal.acquire();
+    assertEquals(signal.value, 1);
+  });
 });
 
 Deno.test("S1 a semaphore hands its slot to who has waited longest", async () => {
