@@ -358,8 +358,6 @@ export class Stream implements Disposable {
     if (this.#length === 0) {
       this.#buffer = bytes;
       this.#to = bytes.length;
-      this.#from = 0;
-      this.#extensible = false;
       return;
     }
     if (!this.#extensible || this.#buffer.length - this.#to < bytes.length) this.#grow(this.#length + bytes.length);
