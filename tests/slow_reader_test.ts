@@ -9,8 +9,9 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { type Addr, Cancelled, type Connection, type Coroutine, Loop, Socket, taskGroup, until } from "../mod.ts";
+import { report, startMeasured } from "./measured_server.ts";
 import { needs } from "./permissions.ts";
-import { Server } from "./server_process.ts";
+import type { Server } from "./server_process.ts";
 import { platformTurn } from "./world.ts";
 
 const CLIENTS = 200;
@@ -109,11 +110,10 @@ Deno.test(
   async () => {
     const folder = await Deno.makeTempDir({ prefix: "yieldloop_" });
     const path = `${folder}/echo.sock`;
-    const args = ["--v8-flags=--expose-gc", "--allow-read", "--allow-write", SERVER, path];
     try {
-      await using server = await Server.start(args);
+      await using server = await startMeasured(path);
       await Promise.all((await connectAll(path)).map((client) => client.takeBack())); // What stays is made.
-      const [before] = await report(server);
+      const { memory: before } = await report(server);
       const clients = await connectAll(path);
       for (const client of clients) client.flood();
       const full = await memoryWhenAllStandStill(server, clients);
@@ -122,7 +122,7 @@ Deno.test(
       assert(each > UNSENT_MAX / 2, `only ${each} bytes are held for each client, so they were not slow`);
 
       await Promise.all(clients.map((client) => client.takeBack()));
-      const [after] = await report(server);
+      const { memory: after } = await report(server);
       assert(after - before < MOST_KEPT, `${after - before} bytes are left behind`);
       assertEquals(server.err, "");
     } finally {
@@ -131,7 +131,6 @@ Deno.test(
   },
 );
 
-const SERVER = new URL("slow_server.ts", import.meta.url).pathname;
 /** By how much a server may have grown when its clients have left, in bytes: it keeps 2 MiB of free buffers. */
 const MOST_KEPT = 4 * 1024 * 1024;
 /** What clients say, again and again; it does not repeat itself within this. */
@@ -180,20 +179,11 @@ async function connectAll(path: string): Promise<SlowReader[]> {
   return (await Promise.all(connecting)).map((conn) => new SlowReader(conn));
 }
 
-/** What the server's heap and buffers hold, in bytes, and how many clients it waits for to read. */
-async function report(server: Server): Promise<[memory: number, stuck: number]> {
-  const reports = server.count("memory ");
-  server.signal("SIGUSR2");
-  await server.untilCount("memory ", reports + 1);
-  const [, memory, stuck] = server.out.findLast((line) => line.startsWith("memory "))!.split(" ").map(Number);
-  return [memory, stuck];
-}
-
 /** The memory when nobody's next bytes have any place left to go to, neither here nor there. */
 async function memoryWhenAllStandStill(server: Server, clients: SlowReader[]): Promise<number> {
   let last = -1;
   for (let i = 0; i < 200; i++) {
-    const [memory, stuck] = await report(server);
+    const { memory, stuck } = await report(server);
     const sent = clients.reduce((sum, client) => sum + client.sent, 0);
     if (stuck === clients.length && sent === last) return memory;
     last = sent;
