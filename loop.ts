@@ -828,7 +828,12 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
     cancel: (task, sock: Selectable) => task.loop.selector.unregister(sock, EVENT_READ),
   }],
   ["write_wait", {
-    start: (task, sock: Selectable) => void task.loop.selector.register(sock, EVENT_WRITE, task),
+    start(task, sock: Selectable) {
+      // Nearly always a socket takes bytes at once. Then there is nothing to watch, and the turn needs no poll to see it.
+      const { loop } = task;
+      if (loop.selector.isReady?.(sock, EVENT_WRITE)) loop.wake(task);
+      else loop.selector.register(sock, EVENT_WRITE, task);
+    },
     cancel: (task, sock: Selectable) => task.loop.selector.unregister(sock, EVENT_WRITE),
   }],
   ["sleep", {
@@ -1727,6 +1732,8 @@ export interface Selector {
    * `select(0)` lets the platform's own event loop turn once.
    */
   select(timeout?: number): Promise<[SelectorKey, number][]>;
+  /** Whether `fileobj` is ready for `event`, and nobody watches it for that. Without it the loop registers and polls. */
+  isReady?(fileobj: Selectable, event: number): boolean;
   /** What is ready, at once. Without it the loop uses `select(0)`. */
   poll?(): [SelectorKey, number][];
   /**

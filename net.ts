@@ -51,6 +51,8 @@ import {
 
 /** The size of a socket's first read, in bytes; what an idle connection costs follows from it. */
 const READ_MIN = 1024;
+/** The largest buffer that many small reads share, in bytes. */
+const SLAB_MAX = 4096;
 /** The largest read, in bytes. */
 const READ_MAX = 65536;
 /** After so many reads in a row that use less than a sixteenth of it, the read size shrinks. */
@@ -271,6 +273,12 @@ export class DefaultSelector implements Selector {
     return events;
   }
 
+  /** Whether `fileobj` is open, ready for `event`, and watched by nobody for that. */
+  isReady(fileobj: Selectable, event: number): boolean {
+    if (!(fileobj instanceof Pollable) || fileobj.closed) return false;
+    return !isWatched(event === EVENT_READ ? fileobj._readKey : fileobj._writeKey) && fileobj._ready(event);
+  }
+
   #look(key: Key, event: number): number {
     if (!(key.events & event)) return 0;
     if (key.fileobj._ready(event)) return event;
@@ -399,6 +407,7 @@ export class Socket extends Pollable implements SocketLike {
   #from = 0;
   #to = 0;
   #readSize = READ_MIN;
+  #slabSize = READ_MIN;
   #reading = false;
   /** How many bytes the read under way may bring, and how many the one before did. */
   #asked = 0;
@@ -507,8 +516,12 @@ export class Socket extends Pollable implements SocketLike {
    */
   #read(): void {
     const rest = this.#slab.length - this.#to;
-    if (this.#slab.length !== this.#readSize || this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2)) {
-      this.#slab = new Uint8Array(this.#readSize);
+    const full = this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2);
+    if (full || this.#slab.length !== this.#slabSize) {
+      // Who fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
+      if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
+      this.#slabSize = Math.max(this.#slabSize, this.#readSize);
+      this.#slab = new Uint8Array(this.#slabSize);
       this.#given = this.#from = this.#to = 0;
     }
     this.#readInto(this.#to === 0 ? this.#slab : this.#slab.subarray(this.#to));
@@ -548,6 +561,7 @@ export class Socket extends Pollable implements SocketLike {
     if (n < this.#readSize >> 4) {
       if (++this.#small < SMALL_READS) return;
       this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
+      this.#slabSize = this.#readSize;
     } else if (n === this.#asked) {
       this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
     }

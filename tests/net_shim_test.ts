@@ -366,10 +366,11 @@ Deno.test("N7 once the size is found, messages of one size are not cut in two", 
   }
 });
 
-Deno.test("N7 small messages share a slab, and keep to the smallest", async () => {
-  const sizes = await sizesOfReads(new Array(40).fill(() => 64));
-  assert(sizes.every((size) => size <= KB && size >= KB / 4), `${sizes}`);
-  assert(sizes.filter((size) => size === KB).length <= 4, `${sizes}`);
+Deno.test("N7 small messages share a slab, which grows to 4 KiB while they keep coming and no further", async () => {
+  const sizes = await sizesOfReads(new Array(400).fill(() => 64));
+  const fresh = sizes.filter((size, i) => i === 0 || size > sizes[i - 1]);
+  assertEquals(fresh.slice(0, 4), [KB, 2 * KB, 4 * KB, 4 * KB]);
+  assert(Math.max(...sizes) === 4 * KB && fresh.length < 10, `${sizes}`);
 });
 
 Deno.test("N7 recvInto uses one slab over and over", async () => {
