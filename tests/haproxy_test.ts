@@ -8,6 +8,7 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
+import { type Coroutine, failAfter, listen, Loop, serve, type Socket, Stream } from "../mod.ts";
 import { needsPrograms } from "./permissions.ts";
 import { example, Server } from "./server_process.ts";
 
@@ -65,46 +66,79 @@ Deno.test("clients find the server that is left when the other one was killed", 
   await front.until("a", "DOWN");
 });
 
+Deno.test("ST1 a server behind send-proxy reads who its client is before anything else", options, async () => {
+  const stop = new AbortController();
+  using listener = listen({ hostname: "127.0.0.1", port: 0 });
+  const serving = new Loop().run(serve(listener, tellAddress, { signal: stop.signal }));
+  const target = `127.0.0.1:${(listener.addr as Deno.NetAddr).port}`;
+  const text = await Deno.readTextFile(CONFIG);
+  const edited = text.replace(/^( *(default-server|tcp-check connect)) /gm, "$1 send-proxy "); // As its opening says.
+  assertEquals(edited.length, text.length + 2 * " send-proxy".length);
+  {
+    await using front = await Front.run(target, target, edited);
+    using client = await Deno.connect({ hostname: "127.0.0.1", port: front.port });
+    const expected = `Got: hello, 127.0.0.1:${client.localAddr.port}`;
+    assertEquals(await converse(client, "hello\n", expected.length), expected);
+  }
+  stop.abort();
+  await serving;
+});
+
+/** What the README tells a server to do that wants its clients' addresses. */
+function* tellAddress(sock: Socket): Coroutine {
+  const stream = new Stream(sock);
+  const header = yield* failAfter(1000, stream.readLine());
+  if (header === null) return;
+  const [, , host, , port] = header.split(" "); // PROXY TCP4 from to port port
+  for (let line; (line = yield* stream.readLine()) !== null;) yield* stream.write(`Got: ${line}, ${host}:${port}`);
+}
+
 // ---- HAProxy and its servers ---------------------------------------------------------------------------------------
 
 /** HAProxy with the example's configuration, two servers behind it, and the one who deploys. */
 class Front implements AsyncDisposable {
   readonly port: number;
-  /** Every server there ever was. */
-  readonly all: Server[];
+  /** Every server that was started here. */
+  readonly all: Server[] = [];
   readonly #child: Deno.ChildProcess;
   /** What HAProxy has to say, once it has ended. */
   readonly #err: Promise<string>;
   #ended = false;
   readonly #folder: string;
-  readonly #drainMs: number;
+  #drainMs = 0;
 
-  private constructor(child: Deno.ChildProcess, folder: string, port: number, servers: Server[], drainMs: number) {
+  private constructor(child: Deno.ChildProcess, folder: string, port: number) {
     this.#child = child;
     this.#err = new Response(child.stderr).text().finally(() => this.#ended = true);
     this.#folder = folder;
     this.port = port;
-    this.all = servers;
-    this.#drainMs = drainMs;
   }
 
+  /** With two servers that give their clients so many milliseconds to finish. */
   static async start(drainMs = 5000): Promise<Front> {
+    await using started = new AsyncDisposableStack();
+    const a = started.use(await startServer(drainMs));
+    const b = started.use(await startServer(drainMs));
+    const front = await Front.run(`127.0.0.1:${a.port}`, `127.0.0.1:${b.port}`, await Deno.readTextFile(CONFIG));
+    front.#drainMs = drainMs;
+    front.all.push(a, b);
+    started.move(); // From here on they are the front's.
+    return front;
+  }
+
+  /** In front of two servers that run somewhere. */
+  static async run(a: string, b: string, config: string): Promise<Front> {
     const folder = await Deno.makeTempDir({ prefix: "yieldloop_" });
-    const servers = await Promise.all([startServer(drainMs), startServer(drainMs)]);
+    await Deno.writeTextFile(`${folder}/haproxy.cfg`, config);
     const port = freePort();
     const child = new Deno.Command("haproxy", {
-      args: ["-db", "-f", CONFIG],
-      env: {
-        ECHO_ADMIN: `${folder}/admin.sock`,
-        ECHO_BIND: `127.0.0.1:${port}`,
-        ECHO_A: `127.0.0.1:${servers[0].port}`,
-        ECHO_B: `127.0.0.1:${servers[1].port}`,
-      },
+      args: ["-db", "-f", `${folder}/haproxy.cfg`],
+      env: { ECHO_ADMIN: `${folder}/admin.sock`, ECHO_BIND: `127.0.0.1:${port}`, ECHO_A: a, ECHO_B: b },
       stdin: "null",
       stdout: "null",
       stderr: "piped",
     }).spawn();
-    const front = new Front(child, folder, port, servers, drainMs);
+    const front = new Front(child, folder, port);
     try {
       await Promise.all([front.until("a", "UP"), front.until("b", "UP")]);
       return front;
@@ -134,9 +168,11 @@ class Front implements AsyncDisposable {
     let last: unknown;
     for (const end = Date.now() + GIVE_UP; Date.now() < end && !this.#ended;) {
       try {
-        last = await this.tell("show stat");
-        const row = `${last}`.split("\n").map((line) => line.split(",")).find((row) => row[1] === name);
-        if (row?.[17] === state) return;
+        const rows = (await this.tell("show stat")).split("\n").map((line) => line.split(","));
+        const row = rows.find((row) => row[1] === name);
+        last = row;
+        // Servers are up, for HAProxy, before they are checked for the first time.
+        if (row?.[17] === state && (state !== "UP" || row[36].endsWith("L7OK"))) return;
       } catch (error) {
         last = error; // It is still starting.
       }
