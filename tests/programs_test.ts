@@ -93,40 +93,9 @@ Deno.test("examples/chat.ts lets nc and socat talk to each other", needsPrograms
   assertEquals(server.err, "");
 });
 
-Deno.test("N7 examples/chat.ts sends a guest away who does not read, and the others go on", needs(WANTED), async () => {
-  await using server = await Server.example("chat");
-  const address = { hostname: "127.0.0.1", port: server.port };
-  using deaf = await Deno.connect(address);
-  using ann = await Deno.connect(address);
-  using bob = await Deno.connect(address);
-  await say(deaf, "deaf");
-  await say(deaf, "/who");
-  await hearUntil(deaf, "here are deaf");
-  await say(ann, "ann");
-  await hearUntil(ann, "Your name?");
-  await say(bob, "bob");
-  await hearUntil(ann, "* bob has come");
-  let gone = false;
-  const left = hearUntil(bob, "* deaf has left").finally(() => gone = true);
-  const flooding = (async () => {
-    while (!gone) await say(ann, "x".repeat(900));
-  })();
-  await Promise.all([left, flooding]);
-});
-
 async function say(conn: Deno.Conn, line: string): Promise<void> {
   const data = new TextEncoder().encode(`${line}\n`);
   for (let sent = 0; sent < data.length;) sent += await conn.write(data.subarray(sent));
-}
-
-async function hearUntil(conn: Deno.Conn, wanted: string): Promise<void> {
-  const decoder = new TextDecoder();
-  const buffer = new Uint8Array(65536);
-  for (let heard = ""; !heard.includes(wanted);) {
-    const n = await conn.read(buffer);
-    if (n === null) throw new Error(`The chat ended before it said "${wanted}"`);
-    heard = heard.slice(-wanted.length) + decoder.decode(buffer.subarray(0, n), { stream: true });
-  }
 }
 
 // ---- The key-value server ------------------------------------------------------------------------------------------
