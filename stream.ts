@@ -32,7 +32,6 @@ import {
   checkpoint,
   ClosedError,
   type Coroutine,
-  currentTask,
   type ListenerLike,
   type Loop,
   park,
@@ -522,6 +521,8 @@ const DRAIN_TIMEOUT = 1000;
 export interface ServeListener<S extends StreamSocket = StreamSocket> extends ListenerLike<S> {
   /** The address it listens on. */
   readonly addr: Addr;
+  /** Whether it has been closed; a listener that cannot tell leaves it out. */
+  readonly closed?: boolean;
   /** Stops listening; who waits on it gets `ClosedError`. */
   close(): void;
 }
@@ -559,6 +560,7 @@ export interface ServeOptions {
  * the handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
  *
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
+ * @throws {ClosedError} If `listener` is closed already.
  * @throws {BusyError} If another task accepts from `listener`.
  *
  * @example
@@ -592,6 +594,8 @@ export function serve<S extends StreamSocket>(
     throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be from 1 up`);
   }
   checkDuration("drain", drainTimeout);
+  // Closed later, it ends a server; closed before, it would be a server that ends at once and says nothing.
+  if (listener.closed) throw new ClosedError(`Cannot serve on ${listener}: it is closed`);
   return new Server(listener, handler, { ...options, maxConnections, drainTimeout }).run();
 }
 
@@ -647,8 +651,6 @@ class Server<S extends StreamSocket> {
     yield* moveOnAfter(this.#options.drainTimeout, this.#ended());
     handlers.cancel("the server is shutting down");
     yield* shield(this.#ended());
-    // Only a handler that would not stop catching its cancellation is still there; the loop has given it up.
-    for (const sock of this.#connections.values()) sock.close();
   }
 
   *#ended(): Coroutine<void> {
@@ -660,7 +662,10 @@ class Server<S extends StreamSocket> {
       while (this.#connections.size >= this.#options.maxConnections) yield* park(this.#room);
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
-        this.#connections.set(loop.createTask(this.#handle(sock, addr), { scope: handlers }), sock);
+        const task = loop.createTask(this.#handle(sock, addr), { scope: handlers });
+        this.#connections.set(task, sock);
+        task.addDoneCallback(this.#release);
+        loop._unwatch(task); // Its error is still the loop's to report.
       } catch (error) {
         const name = error instanceof Error ? error.name : "";
         if (FATAL.has(name)) throw error;
@@ -681,12 +686,19 @@ class Server<S extends StreamSocket> {
     } catch (error) {
       if (error instanceof Cancelled || !this.#options.onError) throw error; // The loop tells its own onError.
       this.#options.onError(error, addr);
-    } finally {
-      sock.close();
-      this.#connections.delete(currentTask());
-      this.#room.unpark();
     }
   }
+
+  /**
+   * Discussion: this could be the handler's `finally`, but for those that will not stop catching their cancellation: the loop
+   * gives them up, which ends the task and leaves its coroutine where it is.
+   */
+  readonly #release = (task: Task): void => {
+    const sock = this.#connections.get(task)!;
+    this.#connections.delete(task);
+    this.#room.unpark();
+    sock.close();
+  };
 
   #report(loop: Loop, error: unknown): void {
     withoutStack(error);

@@ -64,6 +64,10 @@ class FakeListener extends FakeSocket implements ServeListener<PieceSocket> {
     this.closed = true;
     this.ready = EVENT_READ;
   }
+
+  override toString(): string {
+    return "a fake listener";
+  }
 }
 
 function sockets(n: number): PieceSocket[] {
@@ -356,21 +360,62 @@ Deno.test("N12 when its listener is closed the server drains and returns", async
   });
 });
 
+Deno.test("N12 a listener that is closed already is a ClosedError at once, and one closed before the first step an end", async () => {
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const server = loop.createTask(serve(listener, forever));
+    listener.close();
+    yield* server.join();
+    assertThrows(() => serve(listener, forever), ClosedError, "Cannot serve on a fake listener: it is closed");
+  });
+});
+
+Deno.test("N12 N4 serve on a closed listener of the platform is a ClosedError", needs({ net: true }), () => {
+  const listener = listen({ hostname: "127.0.0.1", port: 0 });
+  listener.close();
+  const error = assertThrows(() => serve(listener, forever), ClosedError);
+  assertEquals(error.message, `Cannot serve on ${listener}: it is closed`);
+});
+
+/** A handler that swallows everything. */
+function* stubborn(): Coroutine {
+  for (;;) {
+    try {
+      yield* forever();
+    } catch {
+      // It goes on.
+    }
+  }
+}
+
+Deno.test("N12 a handler that the loop has given up leaves its place to the next, and its socket is closed", async () => {
+  const errors: Simulation["errors"] = [];
+  const first = new PieceSocket();
+  const handler = (sock: PieceSocket) => sock === first ? moveOnAfter(10, stubborn()) : new Stream(sock).write("hello");
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const server = loop.createTask(serve(listener, handler, { maxConnections: 1 }));
+    const second = new PieceSocket();
+    listener.push(first, second);
+    yield* sleep(5);
+    assertEquals(listener.accepted, 1);
+    yield* sleep(100);
+    assert(first.closed && second.closed && !server.done);
+    assertEquals(second.output, "hello");
+    assertEquals([...loop.tasks].length, 3); // main, the server, its acceptor
+    server.cancel();
+    yield* server.wait();
+  }, { errors });
+  assertEquals(errors.length, 1);
+});
+
 Deno.test("N12 a handler that will not be cancelled is given up, and its socket closed all the same", async () => {
   const errors: Simulation["errors"] = [];
   await simulate(function* ({ loop }) {
     const listener = new FakeListener();
     const sock = new PieceSocket();
     listener.push(sock);
-    const server = loop.createTask(serve(listener, function* () {
-      for (;;) {
-        try {
-          yield* forever();
-        } catch {
-          // It swallows everything.
-        }
-      }
-    }, { drainTimeout: 5 }));
+    const server = loop.createTask(serve(listener, stubborn, { drainTimeout: 5 }));
     yield* sleep(1);
     server.cancel();
     yield* server.wait();
