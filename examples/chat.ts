@@ -3,6 +3,7 @@
 // Terminal 2, 3 and so on:  nc 127.0.0.1 25000           (your name, then what you have to say; /who, /quit)
 import {
   type Addr,
+  all,
   ClosedError,
   type Coroutine,
   failAfter,
@@ -23,8 +24,10 @@ import {
 const PATIENCE = 30_000;
 /** How many bytes a line may have. */
 const LINE_MAX = 1000;
-/** How many lines may wait for a guest who reads slowly; one more, and the guest has to leave. */
+/** How many lines may wait for a guest who reads slowly. */
 const BACKLOG = 100;
+/** How long who says one more waits for that guest, in milliseconds; then the guest has to leave. */
+const MOMENT = 200;
 
 interface Guest {
   name: string;
@@ -36,12 +39,14 @@ interface Guest {
 
 const guests = new Set<Guest>();
 
-function* chat(sock: Socket): Coroutine {
+/** The visit of one guest, from the question for a name to the end. */
+export function* chat(sock: Socket): Coroutine {
   const stream = new Stream(sock, { limit: LINE_MAX });
+  sock.setNoDelay();
   yield* stream.write("Your name?\n");
   const name = (yield* failAfter(PATIENCE, stream.readLine()))?.trim();
   if (!name) return;
-  tell(`* ${name} has come`);
+  announce(`* ${name} has come`);
   yield* taskGroup(function* (group) {
     const guest = { name, lines: new Queue<string>(BACKLOG), expel: () => group.cancel("too slow") };
     guests.add(guest);
@@ -53,7 +58,8 @@ function* chat(sock: Socket): Coroutine {
       group.cancel();
     } finally {
       guests.delete(guest);
-      tell(`* ${name} has left`);
+      guest.lines.close(); // Who is still waiting to say something to the guest need not.
+      announce(`* ${name} has left`);
     }
   });
 }
@@ -64,11 +70,11 @@ function* listenTo(stream: Stream, guest: Guest): Coroutine {
     try {
       const line = yield* stream.readLine();
       if (line === null || line === "/quit") return;
-      if (line === "/who") say(guest, `* here are ${[...guests].map((other) => other.name).join(", ")}`);
-      else tell(`${guest.name}: ${line}`, guest);
+      if (line === "/who") yield* say([guest], `* here are ${[...guests].map((other) => other.name).join(", ")}`);
+      else yield* say([...guests].filter((other) => other !== guest), `${guest.name}: ${line}`);
     } catch (error) {
       if (!(error instanceof LimitError)) throw error;
-      say(guest, `* that was longer than ${error.limit} bytes, and nobody has seen it`);
+      yield* say([guest], `* that was longer than ${error.limit} bytes, and nobody has seen it`);
     }
   }
 }
@@ -86,18 +92,36 @@ function* show(stream: Stream, guest: Guest): Coroutine {
   }
 }
 
-function tell(line: string, from?: Guest): void {
-  for (const guest of guests) if (guest !== from) say(guest, line);
+/** Says it to all of `listeners`, and waits a moment for those who are behind: so nobody talks faster than others read. */
+function* say(listeners: Guest[], line: string): Coroutine {
+  const behind = listeners.filter((guest) => !sayNow(guest, line));
+  if (behind.length > 0) yield* all(behind.map((guest) => sayLater(guest, line)));
 }
 
-function say(guest: Guest, line: string): void {
-  if (guest.lines.closed) return;
+function* sayLater(guest: Guest, line: string): Coroutine {
+  try {
+    yield* failAfter(MOMENT, guest.lines.put(line));
+  } catch (error) {
+    if (error instanceof TimeoutError) guest.expel();
+    else if (!(error instanceof ClosedError)) throw error; // The guest is about to leave.
+  }
+}
+
+/** Whether it could be said, or need not be. */
+function sayNow(guest: Guest, line: string): boolean {
+  if (guest.lines.closed) return true;
   try {
     guest.lines.putNowait(line);
+    return true;
   } catch (error) {
     if (!(error instanceof WouldBlock)) throw error;
-    guest.expel();
+    return false;
   }
+}
+
+/** Tells all who came or left, but those who are behind: nobody has to wait, or to leave, for that. */
+function announce(line: string): void {
+  for (const guest of guests) sayNow(guest, line);
 }
 
 function report(error: unknown, addr?: Addr): void {
