@@ -1,10 +1,13 @@
 /**
- * The larger examples, each driven by clients that nobody here wrote: nc and socat, redis-cli and redis-benchmark, curl.
+ * The larger examples, each driven by clients that nobody here wrote: nc and socat, redis-cli and redis-benchmark, curl, wrk.
  */
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { chat } from "../examples/chat.ts";
+import { type Coroutine, type Loop, sleep, type Socket, socketPair, Stream } from "../mod.ts";
 import { needs, needsPrograms } from "./permissions.ts";
 import { example, noise, Server } from "./server_process.ts";
+import { simulate } from "./world.ts";
 
 const WANTED = { net: true, run: true, read: true, env: true } as const;
 
@@ -91,6 +94,67 @@ Deno.test("examples/chat.ts lets nc and socat talk to each other", needsPrograms
   await ann.leave();
   assertEquals(await ann.hear(), null);
   assertEquals(server.err, "");
+});
+
+/** A guest of a chat that runs in this process, on a connection in memory. */
+function* guest(loop: Loop, name: string): Coroutine<Stream> {
+  const [ours, theirs]: Socket[] = socketPair();
+  loop.createTask(function* (): Coroutine {
+    using sock = theirs;
+    yield* chat(sock);
+  }());
+  const stream = new Stream(ours);
+  assertEquals(yield* stream.readLine(), "Your name?");
+  yield* stream.write(`${name}\n/who\n`);
+  while (!(yield* stream.readLine())?.startsWith("* here are "));
+  return stream;
+}
+
+/** The lines that a guest hears up to `last`, with a pause of so many milliseconds after every twentieth. */
+function* hearUntil(stream: Stream, last: string, pause = 0): Coroutine<string[]> {
+  const heard: string[] = [];
+  while (heard.at(-1) !== last) {
+    const line = yield* stream.readLine();
+    if (line === null) throw new Error(`The chat ended before it said "${last}"`);
+    heard.push(line);
+    if (pause > 0 && heard.length % 20 === 0) yield* sleep(pause);
+  }
+  return heard;
+}
+
+/** What somebody says who does not wait for anything: so many long lines, then a short one. */
+function flood(lines: number): string[] {
+  return [...Array.from({ length: lines }, (_, i) => `${i} ${"x".repeat(900)}`), "done"];
+}
+
+Deno.test("N7 examples/chat.ts sends a guest away who does not read, after a moment, and the others go on", async () => {
+  await simulate(function* ({ loop }) {
+    using _deaf = yield* guest(loop, "deaf");
+    using ann = yield* guest(loop, "ann");
+    using bob = yield* guest(loop, "bob");
+    const said = flood(1000);
+    const hearing = loop.createTask(hearUntil(bob, "ann: done"));
+    yield* ann.write(said.map((line) => `${line}\n`).join(""));
+    const heard = yield* hearing.join();
+    assertEquals(heard.filter((line) => !line.startsWith("*")), said.map((line) => `ann: ${line}`));
+    assertEquals(heard.filter((line) => line.startsWith("*")), ["* deaf has left"]);
+    assertEquals(loop.time(), 200);
+    yield* bob.write("/who\n");
+    assertEquals(yield* bob.readLine(), "* here are ann, bob");
+  });
+});
+
+Deno.test("N7 examples/chat.ts lets nobody talk faster than a slow guest reads", async () => {
+  await simulate(function* ({ loop }) {
+    using slow = yield* guest(loop, "slow");
+    using ann = yield* guest(loop, "ann");
+    const said = flood(500);
+    const hearing = loop.createTask(hearUntil(slow, "ann: done", 10));
+    yield* ann.write(said.map((line) => `${line}\n`).join(""));
+    const heard = yield* hearing.join();
+    assertEquals(heard.filter((line) => !line.startsWith("*")), said.map((line) => `ann: ${line}`));
+    assert(loop.time() >= 250);
+  });
 });
 
 async function say(conn: Deno.Conn, line: string): Promise<void> {
@@ -315,6 +379,25 @@ Deno.test(
     const head = await client("curl", ["-sSI", `${base}/loop.ts`]);
     assertStringIncludes(head.out, `Content-Length: ${new TextEncoder().encode(files[1]).length}\r\n`);
     assertEquals(server.err, "");
+  },
+);
+
+Deno.test(
+  "examples/file_server.ts stands wrk: twenty connections for a second, no error and no answer but the file",
+  needsPrograms(["wrk"]),
+  async () => {
+    await using server = await fileServer();
+    const args = ["-t", "1", "-c", "20", "-d", "1s", "--timeout", "10s", `http://127.0.0.1:${server.port}/LICENSE`];
+    const { code, out, err } = await client("wrk", args);
+    assertEquals([code, err], [0, ""]);
+    // It tells of errors, and of other answers than 2xx and 3xx, only where there were any.
+    assert(!/Socket errors|Non-2xx/.test(out), out);
+    assert(Number(/(\d+) requests in/.exec(out)?.[1]) >= 20, out);
+    using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+    await say(conn, "GET /LICENSE HTTP/1.0\r\n\r");
+    assertMatch(await readAll(conn), /^HTTP\/1\.1 200 OK\r\n/); // It is still there.
+    // The connections that wrk cut off in the middle of an answer may be told of; nothing else.
+    assertEquals(server.err.replace(/^.*(ConnectionReset|BrokenPipe).*\n/gm, ""), "");
   },
 );
 
