@@ -1003,8 +1003,10 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** The coroutines that wait for one they have called, the outermost first. */
   #callers: Coroutine<any>[] = NO_CALLERS;
+  /** What it was last thrown on behalf of a scope that it cannot leave. */
   #lastCancelled: Cancelled | null = null;
-  #swallowed = 0;
+  /** How often each of the scopes it is in has thrown it a `Cancelled`. */
+  #thrown: Map<CancelScope, number> | null = null;
   #cancelled = false;
   #ended: ParkingLot | null = null;
   #callbacks: ((task: Task<T>) => void)[] | null = null;
@@ -1153,13 +1155,22 @@ export class Task<T = any> implements PromiseLike<T> {
   #cancellation(): Cancelled {
     const by = this._scope._cancelledBy ?? this._interruptedBy!;
     this._interruptedBy = null;
-    this.#swallowed = this.#lastCancelled?._scope === by ? this.#swallowed + 1 : 0;
-    return this.#lastCancelled = by._error();
+    this.#count(by);
+    const error = by._error();
+    if (by === this._base._cancelledBy) this.#lastCancelled = error;
+    return error;
+  }
+
+  /** Counted for each scope apart: timeouts in between, in a shield, must not hide who never stops. */
+  #count(by: CancelScope): void {
+    const thrown = this.#thrown ??= new Map();
+    for (const scope of thrown.keys()) if (scope !== by && !this._scope._isIn(scope)) thrown.delete(scope);
+    thrown.set(by, (thrown.get(by) ?? 0) + 1);
   }
 
   /** @internal Whether it will not stop catching `Cancelled`. */
   get _swallows(): boolean {
-    return this.#swallowed >= SWALLOWED_MAX;
+    return this.#thrown !== null && (this.#thrown.get(this._scope._cancelledBy!) ?? 0) >= SWALLOWED_MAX;
   }
 
   #isOwn(error: Cancelled): boolean {
@@ -1186,7 +1197,8 @@ export class Task<T = any> implements PromiseLike<T> {
         this.loop._report(error, this);
       }
     }
-    this.#callbacks = this.#ended = this.#lastCancelled = null;
+    this.#callbacks = this.#ended = null;
+    this.#lastCancelled = this.#thrown = null;
     return threw && !this.#cancelled;
   }
 }

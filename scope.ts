@@ -77,6 +77,7 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
  * ```
  */
 export function moveOnAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T | undefined> {
+  checkDuration("set a timeout", ms);
   return cancelScope(() => coro, { timeout: ms });
 }
 

@@ -306,6 +306,27 @@ Deno.test("C2 a task that was given up leaves no timer, and its loop can be used
   assertEquals(errors.length, 1);
 });
 
+Deno.test("C2 timeouts in a shield do not hide a task that swallows its cancellation for ever", async () => {
+  const errors: Simulation["errors"] = [];
+  let rounds = 0;
+  await simulate(function* ({ loop }) {
+    function* stubborn(): Coroutine {
+      while (rounds++ < 3000) {
+        try {
+          yield* sleep(1);
+        } catch { /* and on we go */ }
+        yield* shield(sleep(100), { timeout: 1 });
+      }
+    }
+    const task = loop.createTask(stubborn(), { name: "stubborn" });
+    yield* checkpoint();
+    task.cancel();
+    yield* task.wait();
+  }, { errors });
+  assertEquals(errors.length, 1);
+  assertEquals(rounds, 1001);
+});
+
 Deno.test("C2 who catches different cancellations, each of its own scope, is not given up", async () => {
   await simulate(function* () {
     for (let i = 0; i < 3000; i++) yield* moveOnAfter(1, sleep(5));
@@ -1030,6 +1051,35 @@ Deno.test("C10 an error that no cancellation led to gets no cause", async () => 
   }, { errors });
   assertEquals("cause" in error, false);
   assertEquals(errors.length, 1);
+});
+
+Deno.test("C10 the cause is the cancellation of the task, not a timeout that came to nothing", async () => {
+  const errors: Simulation["errors"] = [];
+  const unled = new Error("thrown before the cancellation was");
+  const led = new Error("thrown in its wake");
+  await simulate(function* ({ loop }) {
+    const hasty = loop.createTask((function* (): Coroutine {
+      yield* moveOnAfter(1, sleep(10));
+      currentTask().cancel();
+      throw unled;
+    })());
+    yield* hasty.wait();
+    yield* cancelledTask(
+      (function* (): Coroutine {
+        try {
+          yield* sleep(1e6);
+        } catch {
+          yield* shield(sleep(10), { timeout: 1 });
+          throw led;
+        }
+      })(),
+      "enough",
+    );
+  }, { errors });
+  assertEquals(unled.cause, undefined);
+  assertInstanceOf(led.cause, Cancelled);
+  assertEquals(led.cause.reason, "enough");
+  assertEquals(errors.length, 2);
 });
 
 Deno.test("C10 an error of shielded cleanup is the outcome, too, and later cleanup still runs", async () => {

@@ -134,6 +134,9 @@ Deno.test("T1 durations that are none throw where they are written", () => {
     assertThrows(() => cancelScope(() => sleep(1), { timeout: ms }), RangeError);
   }
   assertThrows(() => cancelScope(() => sleep(1), { deadline: NaN }), RangeError);
+  for (const forgotten of [failAfter, moveOnAfter]) {
+    assertThrows(() => forgotten(undefined as unknown as number, sleep(1)), RangeError);
+  }
 });
 
 Deno.test("T1 no time limit is a limit too: Infinity never fires", async () => {
