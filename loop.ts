@@ -912,7 +912,10 @@ function checkMaxBytes(maxBytes: number): void {
   }
 }
 
-function beginSending(sock: SocketLike | DatagramLike): void {
+function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
+  if (typeof (sock?.send ?? sock?.sendto) !== "function") {
+    throw new TypeError(`Cannot send on ${kind(sock)}: it is no socket`);
+  }
   if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
   sock.sending = true;
 }
@@ -945,9 +948,11 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
 
 /** A value in words that are safe to print. */
 function kind(value: unknown): string {
-  if (typeof value === "string") return JSON.stringify(value);
+  if (typeof value === "string") return value.length > 40 ? "a string" : JSON.stringify(value);
   if (typeof value === "function") return `a function`;
-  if (typeof value === "object" && value !== null) return `a value of type ${value.constructor?.name ?? "Object"}`;
+  if (typeof value === "object" && value !== null) {
+    return `a value of type ${value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)}`;
+  }
   return String(value);
 }
 
@@ -1115,6 +1120,11 @@ export class Task<T = any> implements PromiseLike<T> {
   /** The task in words: `task 3 "main"`. */
   toString(): string {
     return this.#name === undefined ? `task ${this.id}` : `task ${this.id} "${this.#name}"`;
+  }
+
+  /** What `console.log` shows of it, alone or within a trace or an error: the same words, not the loop it hangs on. */
+  [Symbol.for("nodejs.util.inspect.custom")](): string {
+    return this.toString();
   }
 
   /** @internal Runs the coroutine to its next op. */
@@ -1848,14 +1858,19 @@ export class Cancelled extends Error {
   readonly reason: unknown;
   /** How many bytes a cancelled `sockSendall` had handed over. */
   bytesSent?: number;
-  /** @internal The scope that catches it. */
-  readonly _scope: CancelScope | null;
+  // Private, as who prints an error does not want to see the loop that hangs on it.
+  readonly #scope: CancelScope | null;
 
   /** Made by the kernel; programs catch it. */
   constructor(reason?: unknown, scope: CancelScope | null = null) {
     super(reason === undefined ? "Cancelled" : `Cancelled: ${inWords(reason)}`);
     this.reason = reason;
-    this._scope = scope;
+    this.#scope = scope;
+  }
+
+  /** @internal The scope that catches it. */
+  get _scope(): CancelScope | null {
+    return this.#scope;
   }
 }
 

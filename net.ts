@@ -102,6 +102,11 @@ export abstract class Pollable implements Selectable {
   toString(): string {
     return `${this.constructor.name.toLowerCase()} ${this.id}`;
   }
+
+  /** What `console.log` shows of it: the same words. */
+  [Symbol.for("nodejs.util.inspect.custom")](): string {
+    return this.toString();
+  }
 }
 
 /** A registration. */
@@ -836,7 +841,7 @@ function checkBytes(what: string, data: unknown): void {
 function kind(value: unknown): string {
   if (typeof value === "string") return "a string";
   if (typeof value === "function") return "a function";
-  if (typeof value === "object" && value !== null) return `a value of type ${value.constructor?.name ?? "Object"}`;
+  if (typeof value === "object" && value !== null) return `a value of type ${value.constructor?.name || "Object"}`;
   return String(value);
 }
 

@@ -26,6 +26,7 @@ import {
   runningLoop,
   shield as shielded,
   sleep,
+  socketPair,
   type Task,
   TaskError,
   until,
@@ -442,6 +443,23 @@ Deno.test("K6 createTask says what to pass", () => {
     assertThrows(make(thing), TypeError, "the generator that a function* returns");
   }
   assertEquals([...loop.tasks], []);
+});
+
+Deno.test("K6 what has no name of its own is told by its kind, and long text is not repeated", async () => {
+  async function* asyncGenerator() {}
+  const loop = new Loop();
+  assertThrows(() => loop.createTask(asyncGenerator() as never), TypeError, "a value of type AsyncGenerator:");
+  const error = await loop.run(thrownBy(() => loop.sockSendall({} as never, "text".repeat(100) as never)));
+  assertStringIncludes(String(error), "Cannot send a string: it must be a Uint8Array");
+});
+
+Deno.test("K6 what is no socket cannot be sent on", async () => {
+  const loop = new Loop();
+  for (const sock of [undefined, null, 7, "somesocket", {}]) {
+    const error = await loop.run(thrownBy(() => loop.sockSendall(sock as never, new Uint8Array(1))));
+    assertInstanceOf(error, TypeError);
+    assertStringIncludes(error.message, "it is no socket");
+  }
 });
 
 Deno.test("K6 a coroutine that is running or finished cannot be a task again", async () => {
@@ -1006,6 +1024,27 @@ Deno.test("K14 by hand, an op hands on what it is answered, thrown or told to re
 });
 
 // ---- K15 ---------------------------------------------------------------------------------------------------------
+
+Deno.test("K15 a traced op, a Cancelled and a DeadlockError print in a few lines, without the insides of the loop", async () => {
+  const [sock, peer] = socketPair();
+  const shown: string[] = [];
+  const loop = new Loop({ trace: (event) => shown.push(Deno.inspect(event, { colors: false })) });
+  const task = loop.createTask(readWait(sock), { name: "reader" });
+  await loop.run((function* () {
+    yield* checkpoint();
+    task.cancel("enough");
+    yield* task.wait();
+  })());
+  const error = await task.then(() => null, (error) => error);
+  for (const thing of [task, sock, error, new DeadlockError([task])]) {
+    shown.push(Deno.inspect(thing, { colors: false }));
+  }
+  sock.close();
+  peer.close();
+  assertStringIncludes(shown[0], 'task 1 "reader"');
+  assertStringIncludes(shown[0], `socket ${sock.id}`);
+  for (const text of shown) assert(!/^\s*_\w+: |\bLoop \{/m.test(text), text);
+});
 
 Deno.test("K15 trace sees every op of every task, in order, with task, op, args and time", async () => {
   const { loop, trace } = simulation();
