@@ -594,6 +594,30 @@ battery("ST2 C7 a read that timed out leaves the bytes, all of them, to the next
   assertEquals(text(yield* to.readExactly(7)), "abcdefg");
 });
 
+battery("ST3 ST4 lines, records and the rest, cut anywhere and sent in one piece, are the same", function* (scene) {
+  const whole = new TextEncoder().encode("first\r\n--a--b\r\nc-->last grüße\nand the rest");
+  const [from, to] = [new Stream(scene.client), new Stream(scene.server)];
+  const read = function* (): Coroutine {
+    for (let round = 0; round <= whole.length; round++) {
+      assertEquals(yield* to.readLine(), "first");
+      assertEquals(text(yield* to.readUntil("-->")), "--a--b\r\nc-->");
+      assertEquals(yield* to.readLine(), "last grüße");
+      assertEquals(text(yield* to.readExactly(8)), "and the ");
+      if (round < whole.length) assertEquals(text(yield* to.readExactly(4)), "rest");
+    }
+    assertEquals(text(yield* to.readAll()), "rest");
+  };
+  const write = function* (): Coroutine {
+    for (let cut = 0; cut <= whole.length; cut++) {
+      yield* from.write(whole.subarray(0, cut));
+      yield* checkpoint();
+      yield* from.write(whole.subarray(cut));
+    }
+    yield* from.closeWrite();
+  };
+  yield* all([read(), write()]);
+});
+
 battery("gzip over a stream, by pipeTo on both sides", function* ({ client, server }) {
   const line = "a line of text that is said again and again\n";
   const source = new Blob([line.repeat(10_000)]).stream().pipeThrough(new CompressionStream("gzip"));
