@@ -891,19 +891,28 @@ const TAKEN = Symbol("taken");
 
 function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
   const cannot = taker === "call" ? "Cannot call" : "Cannot create a task from";
-  if (typeof coro === "function") {
-    throw new TypeError(`${cannot} a function: call it, as in ${taker}(${coro.name || "f"}())`);
-  }
-  if (typeof coro?.then === "function") {
-    throw new TypeError(`${cannot} a promise: wrap it, as in ${taker}(until(promise))`);
-  }
-  if (coro?.[Symbol.toStringTag] !== "Generator") {
-    throw new TypeError(`${cannot} ${kind(coro)}: it takes the generator that a function* returns`);
-  }
+  if (coro?.[Symbol.toStringTag] !== "Generator") throw noCoroutine(cannot, coro, (right) => `${taker}(${right})`);
   if (coro[TAKEN]) {
     throw new TypeError(`${cannot} this coroutine: it already was given to a task; call its function again`);
   }
   coro[TAKEN] = true;
+}
+
+/** Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. For the other modules here. */
+export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
+  if (typeof coro === "object" && typeof coro?.[Symbol.iterator] === "function") return coro;
+  throw noCoroutine("Cannot run", coro, (right) => right);
+}
+
+/** What is wrong with something that should be a coroutine, and what to write instead. */
+function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string): TypeError {
+  if (typeof thing === "function") {
+    return new TypeError(`${cannot} a function: call it, as in ${asIn(`${thing.name || "f"}()`)}`);
+  }
+  if (typeof thing?.then === "function") {
+    return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
+  }
+  return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
 }
 
 function checkMaxBytes(maxBytes: number): void {
@@ -1510,7 +1519,7 @@ function* inScope<T>(
   if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
   task._scope = scope;
   try {
-    return yield* body(scope);
+    return yield* checkRunnable(body(scope));
   } catch (error) {
     if (scope._catches(error)) return undefined;
     throw error;

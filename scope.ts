@@ -20,6 +20,7 @@ import {
   cancelScope,
   checkDuration,
   checkpoint,
+  checkRunnable,
   type Coroutine,
   currentTask,
   park,
@@ -240,7 +241,7 @@ export class TaskGroup {
     let returned: { value: T } | null = null;
     let cancelled: Cancelled | null = null;
     try {
-      returned = { value: yield* body(this) };
+      returned = { value: yield* checkRunnable(body(this)) };
       while (this.#size > 0) yield* park(this.#empty);
     } catch (error) {
       if (error instanceof Cancelled) cancelled = error;
@@ -306,6 +307,7 @@ export type Results<C extends readonly Coroutine<any>[]> = {
  * ```
  */
 export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>> {
+  checkArray("all", coros);
   const tasks = yield* taskGroup(function* (group) {
     return coros.map((coro) => group.createTask(coro));
   });
@@ -331,6 +333,7 @@ export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Corou
  * ```
  */
 export function* race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
+  checkArray("race", coros);
   if (coros.length === 0) throw new TypeError("Cannot race no coroutines: nobody would win");
   let winner: Task<T> | undefined;
   const tasks = yield* taskGroup(function* (group) {
@@ -345,4 +348,8 @@ export function* race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
     return tasks;
   });
   return (winner ?? tasks[0]).result();
+}
+
+function checkArray(what: "all" | "race", coros: unknown): void {
+  if (!Array.isArray(coros)) throw new TypeError(`Cannot run ${what}: give it an array, as in ${what}([f(), g()])`);
 }

@@ -847,6 +847,26 @@ Deno.test("G5 what is no coroutine is refused, and the group goes on", async () 
   });
 });
 
+Deno.test("G5 a block given what is no coroutine says what to give it", async () => {
+  const promise: any = Promise.resolve();
+  const blocks: [block: () => Coroutine<any>, message: string][] = [
+    [() => failAfter(1, after as any), "Cannot run a function: call it, as in after()"],
+    [() => moveOnAfter(1, promise), "Cannot run a promise: wrap it, as in until(promise)"],
+    [() => shield(undefined as any), "Cannot run undefined: it takes the generator that a function* returns"],
+    [() => cancelScope(() => 5 as any), "Cannot run 5: it takes the generator that a function* returns"],
+    [() => taskGroup(() => promise), "Cannot run a promise: wrap it, as in until(promise)"],
+    [() => all(sleep(1) as any), "Cannot run all: give it an array, as in all([f(), g()])"],
+    [() => race(sleep(1) as any), "Cannot run race: give it an array, as in race([f(), g()])"],
+  ];
+  await simulate(function* () {
+    for (const [block, message] of blocks) {
+      const error = yield* caught(block());
+      assertInstanceOf(error, TypeError);
+      assertEquals(error.message, message);
+    }
+  });
+});
+
 Deno.test("G5 a group does not grow with finished members: 10^6 spawned and joined", async () => {
   const { loop, errors } = simulation({ trace: undefined });
   function* one(): Coroutine<number> {
