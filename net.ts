@@ -1313,6 +1313,7 @@ const denoNetwork: Network = {
   },
 
   *connect(options: ConnectOptions): Coroutine<Socket> {
+    checkOptions("connect to", options);
     if (options.transport !== "unix") checkPort("connect to", options.port, 1);
     const theirs = options.transport === "unix" ? undefined : options.signal;
     const conn = yield* until((ours) => {
@@ -1323,6 +1324,7 @@ const denoNetwork: Network = {
   },
 
   *connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
+    checkOptions("connect to", options);
     checkPort("connect to", options.port, 1);
     const conn = yield* until((signal) => shakeHands(Deno.connectTls(options), signal));
     return new Socket(conn as Connection);
@@ -1337,7 +1339,15 @@ const denoNetwork: Network = {
   },
 };
 
+function checkOptions(what: string, options: unknown): void {
+  if (typeof options === "object" && options !== null) return;
+  throw new TypeError(
+    `Cannot ${what} ${kind(options)}: it takes options such as { hostname: "127.0.0.1", port: 25000 }`,
+  );
+}
+
 function checkListen(options: ListenOptions | ListenTlsOptions): void {
+  checkOptions("listen on", options);
   if (options.transport === "unix") return;
   checkPort("listen on", options.port, 0);
   // Deno itself would end the process here.

@@ -706,6 +706,13 @@ Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =
       assertInstanceOf(yield* thrownBy(connect({ port })), RangeError);
     }
     assertInstanceOf(yield* thrownBy(connect({ port: 0 })), RangeError);
+    for (const options of [undefined, null, 25000] as never[]) {
+      assertThrows(() => listen(options), TypeError, `Cannot listen on ${options}: it takes options`);
+      assertStringIncludes(
+        String(yield* thrownBy(connect(options))),
+        `TypeError: Cannot connect to ${options}: it takes`,
+      );
+    }
     using listener = listen({ hostname: "127.0.0.1", port: 0 });
     assertThrows(() => listen({ hostname: "127.0.0.1", port: portOf(listener) }), Deno.errors.AddrInUse);
     const client = yield* connect({ port: portOf(listener) });
