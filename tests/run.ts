@@ -39,23 +39,24 @@ async function main(args: string[]): Promise<number> {
 
 /** The flags that tell Deno where the packages of the tests come from. */
 async function chooseImports(): Promise<string[]> {
-  const registry = Deno.env.get("JSR_URL") ?? "https://jsr.io/";
-  if (await inReach(new URL("@std/assert/meta.json", registry))) {
-    console.log(`Tests use @std/assert and @std/testing from ${registry}`);
+  if (await inReach("jsr:@std/assert@^1.0.0")) {
+    console.log("Tests use @std/assert and @std/testing from JSR");
     return [];
   }
-  console.log(`Tests use the stand-ins in tests/offline, for ${registry} is out of reach`);
+  console.log("Tests use the stand-ins in tests/offline, for JSR is out of reach");
   return ["--import-map=tests/offline/import_map.json"];
 }
 
-async function inReach(url: URL): Promise<boolean> {
-  try {
-    const response = await fetch(url, { signal: AbortSignal.timeout(PROBE_TIMEOUT) });
-    const meta = await response.json();
-    return response.ok && meta.name === "assert";
-  } catch {
-    return false;
-  }
+/** Whether Deno, as it is set up here (`JSR_URL`, a proxy, its cache), can import `specifier`. */
+async function inReach(specifier: string): Promise<boolean> {
+  const { success } = await new Deno.Command(DENO, {
+    ...OPTIONS,
+    args: ["eval", "--no-config", `await import(${JSON.stringify(specifier)})`],
+    stdout: "null",
+    stderr: "null",
+    signal: AbortSignal.timeout(PROBE_TIMEOUT),
+  }).output();
+  return success;
 }
 
 /** Everything but the tests; returns the names of what failed. */
