@@ -2,8 +2,8 @@
  * net.ts: the readiness shim.
  *
  * The loop of the article asks a selector which sockets are *ready*: a `recv` on a readable one returns at once.
- * Deno has no such question; it has promises that *complete*. This file is the bridge, and the only one that
- * knows Deno.
+ * Deno has no such question; it has promises that *complete*. This file is the bridge, and the only one that knows
+ * Deno's sockets.
  *
  * What "ready" means over promises that complete:
  *
