@@ -254,8 +254,8 @@ const STEPS_PER_PLATFORM_TURN = 512;
 const TIME_PER_PLATFORM_TURN = 5;
 
 /**
- * How long a loop in which only tasks wait for tasks, in milliseconds, before it calls that a deadlock: a callback of
- * the program around it may be about to wake one. If one ever did in this run, the loop waits for the next for ever.
+ * How long a loop waits in which tasks wait only for tasks, in milliseconds, before it calls that a deadlock: a callback
+ * of the program around it may be about to wake one. If one ever did in this run, the loop waits for the next for ever.
  */
 const DEADLOCK_GRACE = 1000;
 
@@ -915,9 +915,10 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
   return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
 }
 
-function checkMaxBytes(maxBytes: number): void {
+/** Throws `RangeError` if `maxBytes` is no number of bytes to read. For the other modules here. */
+export function checkMaxBytes(maxBytes: number): void {
   if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
-    throw new RangeError(`Cannot recv ${maxBytes} bytes: the number must be a whole one from 1 up`);
+    throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
   }
 }
 
@@ -929,7 +930,8 @@ function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
   sock.sending = true;
 }
 
-function checkBytes(what: string, data: unknown): void {
+/** Throws `TypeError` if `data` is no `Uint8Array`. For the other modules here. */
+export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
 
@@ -956,9 +958,9 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
 }
 
 /** A value in words that are safe to print. */
-function kind(value: unknown): string {
+export function kind(value: unknown): string {
   if (typeof value === "string") return value.length > 40 ? "a string" : JSON.stringify(value);
-  if (typeof value === "function") return `a function`;
+  if (typeof value === "function") return "a function";
   if (typeof value === "object" && value !== null) {
     return `a value of type ${value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)}`;
   }
@@ -1321,6 +1323,8 @@ export class CancelScope {
   _cancelledBy: CancelScope | null = null;
   /** @internal Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. */
   _timed = false;
+  /** @internal Its own cancellation, once that has ended the block. */
+  _caught: Cancelled | null = null;
   /** @internal The tree. */
   _parent: CancelScope | null;
   #first: CancelScope | null = null;
@@ -1459,9 +1463,6 @@ export class CancelScope {
   _error(): Cancelled {
     return new Cancelled(this.#reason, this);
   }
-
-  /** @internal Its own cancellation, once that has ended the block. */
-  _caught: Cancelled | null = null;
 
   /** @internal Whether `error` is this scope's own cancellation, which ends here. */
   _catches(error: unknown): error is Cancelled {

@@ -32,11 +32,14 @@
 import {
   type Addr,
   BusyError,
+  checkBytes,
+  checkMaxBytes,
   ClosedError,
   type Coroutine,
   type DatagramLike,
   EVENT_READ,
   EVENT_WRITE,
+  kind,
   type ListenerLike,
   type Network,
   runningLoopOrNull,
@@ -825,24 +828,6 @@ function closeQuietly(resource: { close(): void }): void {
   } catch (error) {
     if (!(error instanceof Deno.errors.BadResource)) throw error;
   }
-}
-
-function checkMaxBytes(maxBytes: number): void {
-  if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
-    throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
-  }
-}
-
-function checkBytes(what: string, data: unknown): void {
-  if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
-}
-
-/** A value in a few words. */
-function kind(value: unknown): string {
-  if (typeof value === "string") return "a string";
-  if (typeof value === "function") return "a function";
-  if (typeof value === "object" && value !== null) return `a value of type ${value.constructor?.name || "Object"}`;
-  return String(value);
 }
 
 // ----------------------------------------------------------------------------------------------------------------
