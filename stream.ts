@@ -453,20 +453,25 @@ export class Stream implements Disposable {
   }
 
   /**
-   * The write side as a web stream. To close it ends our side of the connection, to abort it drops the connection, so that
-   * the peer does not take what it got for all. To be asked for inside a task: its writes are tasks of that loop.
+   * The write side as a web stream. To close it ends our side of the connection. To abort it drops the connection at once,
+   * also in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell by
+   * that alone that something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do
+   * everywhere; to close this stream ends that too. To be asked for inside a task: its writes are tasks of that loop.
    */
   get writable(): WritableStream<Uint8Array | string> {
     if (this.#writable) return this.#writable;
     const loop = runningLoop();
     const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
+    const abort = () => {
+      this.sock.abort?.();
+      this.close();
+    };
     return this.#writable = new WritableStream({
+      // A web stream calls `abort` only when the write under way has ended; one to who does not read never does.
+      start: ({ signal }) => signal.addEventListener("abort", abort),
       write: (chunk) => run(this.write(chunk)),
       close: () => run(this.closeWrite()),
-      abort: () => {
-        this.sock.abort?.();
-        this.close();
-      },
+      abort,
     });
   }
 }

@@ -18,6 +18,7 @@ import {
   listen,
   Loop,
   moveOnAfter,
+  sleep,
   Stream,
   type StreamOptions,
   TimeoutError,
@@ -625,6 +626,25 @@ battery("gzip over a stream, by pipeTo on both sides", function* ({ client, serv
   const received = new Stream(server).readable.pipeThrough(new DecompressionStream("gzip"));
   const [_, data] = yield* all([until(source.pipeTo(writable)), until(new Response(received).text())]);
   assertEquals(data, line.repeat(10_000));
+});
+
+battery("N7 a web stream aborted in the middle of a write to who does not read ends at once", function* ({ client }) {
+  const writer = new Stream(client).writable.getWriter();
+  const writing = writer.write(new Uint8Array(2 ** 26)).catch((error) => error);
+  yield* sleep(10);
+  yield* failAfter(1000, until(writer.abort()));
+  assertInstanceOf(yield* until(writing), ClosedError);
+  assert(client.closed);
+});
+
+battery("N7 a pipe whose stream is closed in the middle of a write ends at once", function* ({ client }) {
+  const stream = new Stream(client);
+  const endless = new ReadableStream<Uint8Array>({ pull: (controller) => controller.enqueue(new Uint8Array(65536)) });
+  const piping = endless.pipeTo(stream.writable).catch((error) => error);
+  yield* sleep(10);
+  stream.close();
+  assertInstanceOf(yield* failAfter(1000, until(piping)), ClosedError);
+  client.abort(); // To close is to deliver what it had taken, to who does not read.
 });
 
 Deno.test("ST2 N6 a reset in the middle of a record is the platform's error", needs({ net: true }), async () => {
