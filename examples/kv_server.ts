@@ -13,11 +13,12 @@ import {
   Stream,
 } from "../mod.ts";
 
-/** How many bytes a value may have; how many words a command. Whoever asks for more is not served. */
-const BULK_MAX = 1 << 20;
+/** How many bytes the words of a command may have together, and how many words. Whoever asks for more is not served. */
+const BYTES_MAX = 1 << 20;
 const WORDS_MAX = 1024;
-/** How many answers may wait for each other. */
+/** How many answers may wait for each other, and with how many bytes they wait for no more. */
 const REPLIES_MAX = 64;
+const REPLIES_FULL = 16384;
 
 const encoder = new TextEncoder();
 const text = (words: string) => encoder.encode(words);
@@ -93,12 +94,16 @@ function* readCommand(stream: Stream): Coroutine<Words | null> {
   if (line === null) return null;
   if (!line.startsWith("*")) return line.split(" ").filter((word) => word).map(text);
   const words: Words = [];
-  for (let n = count(line, "*", WORDS_MAX); n > 0; n--) words.push(yield* readBulk(stream));
+  let left = BYTES_MAX;
+  for (let n = count(line, "*", WORDS_MAX); n > 0; n--) {
+    words.push(yield* readBulk(stream, left));
+    left -= words.at(-1)!.length;
+  }
   return words;
 }
 
-function* readBulk(stream: Stream): Coroutine<Uint8Array> {
-  const length = count(yield* stream.readLine(), "$", BULK_MAX);
+function* readBulk(stream: Stream, most: number): Coroutine<Uint8Array> {
+  const length = count(yield* stream.readLine(), "$", most);
   const data = yield* stream.readExactly(length + 2);
   if (data[length] !== CRLF[0] || data[length + 1] !== CRLF[1]) throw new ProtocolError("expected the end of a value");
   return data.subarray(0, length);
@@ -115,11 +120,14 @@ function* handle(sock: Socket): Coroutine {
   const stream = new Stream(sock);
   sock.setNoDelay();
   const replies: Uint8Array[] = [];
+  let waiting = 0;
   try {
     for (let words; (words = yield* readCommand(stream)) !== null;) {
-      if (words.length > 0) replies.push(answer(words));
+      if (words.length > 0) waiting += replies[replies.push(answer(words)) - 1].length;
       // The answers to commands that came together leave together: to send costs more than all the rest.
-      if (stream.buffered === 0 || replies.length >= REPLIES_MAX) yield* stream.write(concat(replies.splice(0)));
+      if (stream.buffered > 0 && replies.length < REPLIES_MAX && waiting < REPLIES_FULL) continue;
+      yield* stream.write(concat(replies.splice(0)));
+      waiting = 0;
     }
   } catch (error) {
     if (error instanceof IncompleteReadError) return; // It left in the middle of a command.
