@@ -45,7 +45,7 @@ interface Request {
 
 /** What is answered instead of a file. */
 class HttpError extends Error {
-  constructor(readonly status: number, text: string) {
+  constructor(readonly status: number, text: string, readonly hasBody = true) {
     super(text);
   }
 }
@@ -58,40 +58,43 @@ function* readRequest(stream: Stream): Coroutine<Request | null> {
   const [, method, target, version] = /^([A-Z]+) (\/\S*) HTTP\/1\.([01])$/.exec(first) ?? [];
   if (!method) throw new HttpError(400, "Bad Request");
   if (method !== "GET" && method !== "HEAD") throw new HttpError(405, "Method Not Allowed");
-  const headers = new Map(fields.map((field) => {
-    const [name, ...value] = field.split(":");
-    return [name.toLowerCase(), value.join(":").trim().toLowerCase()];
-  }));
+  const headers = new Map<string, string>();
+  for (const field of fields) {
+    const [, name, value] = /^([^\s:]+):\s*(.*?)\s*$/.exec(field.toLowerCase()) ?? [];
+    if (!name) throw new HttpError(400, "Bad Request");
+    headers.set(name, headers.has(name) ? `${headers.get(name)}, ${value}` : value);
+  }
   if (headers.has("transfer-encoding") || Number(headers.get("content-length") ?? 0) !== 0) {
     throw new HttpError(413, "Content Too Large"); // A body would be taken for the next request.
   }
-  const connection = headers.get("connection") ?? "";
+  const connection = (headers.get("connection") ?? "").split(/\s*,\s*/);
   return {
     method,
     path: target.split("?")[0],
-    keepAlive: version === "1" ? connection !== "close" : connection === "keep-alive",
+    keepAlive: version === "1" ? !connection.includes("close") : connection.includes("keep-alive"),
   };
 }
 
 /** The file that a path means. Whatever the path, dots or links in it, the file lies below `root`. */
-function* open(root: string, path: string): Coroutine<{ file: Deno.FsFile; size: number; type: string }> {
+function* open(root: string, { method, path }: Request): Coroutine<{ file: Deno.FsFile; size: number; type: string }> {
   try {
     const wanted = `${root}/${decodeURIComponent(path)}${path.endsWith("/") ? "index.html" : ""}`;
     const real = yield* until(Deno.realPath(wanted));
-    if (!real.startsWith(`${root}/`)) throw new HttpError(403, "Forbidden");
-    const file = Deno.openSync(real);
-    const { size, isFile } = file.statSync();
-    if (isFile) return { file, size, type: TYPES[real.split(".").pop()!] ?? "application/octet-stream" };
-    file.close();
+    // To open a pipe would be to wait, and all others with us, for somebody who writes to it.
+    if (real.startsWith(root.replace(/\/?$/, "/")) && (yield* until(Deno.stat(real))).isFile) {
+      const file = Deno.openSync(real);
+      return { file, size: file.statSync().size, type: TYPES[real.split(".").pop()!] ?? "application/octet-stream" };
+    }
   } catch (error) {
-    if (error instanceof HttpError || error instanceof Cancelled) throw error;
+    if (error instanceof Cancelled) throw error;
     if (error instanceof URIError || error instanceof TypeError) throw new HttpError(400, "Bad Request");
   }
-  throw new HttpError(404, "Not Found"); // Why it cannot be read is nobody's business.
+  throw new HttpError(404, "Not Found", method !== "HEAD"); // Why it is not to be had is nobody's business.
 }
 
-function* respond(stream: Stream, root: string, { method, path, keepAlive }: Request): Coroutine {
-  const { file, size, type } = yield* open(root, path);
+function* respond(stream: Stream, root: string, request: Request): Coroutine {
+  const { method, path, keepAlive } = request;
+  const { file, size, type } = yield* open(root, request);
   using _ = file;
   const connection = keepAlive ? "keep-alive" : "close";
   const head =
@@ -123,9 +126,10 @@ function* handle(sock: Socket, root: string): Coroutine {
   }
 }
 
-function* refuse(stream: Stream, { status, message }: HttpError): Coroutine {
+function* refuse(stream: Stream, { status, message, hasBody }: HttpError): Coroutine {
   const head = `HTTP/1.1 ${status} ${message}\r\nContent-Type: text/plain\r\nConnection: close\r\n`;
-  yield* failAfter(PATIENCE, stream.write(`${head}Content-Length: ${message.length + 1}\r\n\r\n${message}\n`));
+  const body = hasBody ? `${message}\n` : "";
+  yield* failAfter(PATIENCE, stream.write(`${head}Content-Length: ${message.length + 1}\r\n\r\n${body}`));
 }
 
 function show(addr: Addr): string {

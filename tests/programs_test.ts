@@ -199,6 +199,43 @@ Deno.test("examples/kv_server.ts keeps any bytes, up to its limit", needsProgram
 });
 
 Deno.test(
+  "N7 examples/kv_server.ts gathers no more than a megabyte of words for one command",
+  needs(WANTED),
+  async () => {
+    await using server = await Server.example("kv_server");
+    using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+    const word = `$600000\r\n${"x".repeat(600_000)}\r\n`;
+    const answered = readAll(conn);
+    await say(conn, `*1024\r\n$3\r\nDEL\r\n${word}${word}`);
+    await conn.closeWrite();
+    assertEquals(await answered, "-ERR Protocol error: expected a number from 0 to 448573\r\n");
+  },
+);
+
+Deno.test("N7 examples/kv_server.ts holds few answers for who does not read them", needs(WANTED), async () => {
+  await using server = await Server.example("kv_server");
+  const memory = () => {
+    const status = Deno.readTextFileSync(`/proc/${server.pid}/status`);
+    return Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)![1]) * 1024;
+  };
+  const address = { hostname: "127.0.0.1", port: server.port };
+  using first = await Deno.connect(address);
+  await say(first, `*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1000000\r\n${"x".repeat(1_000_000)}\r`);
+  await first.read(new Uint8Array(5));
+  const before = memory();
+  const others: Deno.Conn[] = [];
+  for (let i = 0; i < 4; i++) {
+    const conn = await Deno.connect(address);
+    others.push(conn);
+    await say(conn, "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n".repeat(64));
+    await conn.read(new Uint8Array(1)); // It has begun to answer.
+  }
+  const grown = memory() - before;
+  for (const conn of others) conn.close();
+  assert(grown < 64e6, `${grown} bytes are held for four clients`);
+});
+
+Deno.test(
   "examples/kv_server.ts stands redis-benchmark with pipelines",
   needsPrograms(["redis-benchmark"]),
   async () => {
@@ -439,11 +476,14 @@ Deno.test(
       assertEquals(await status(`${base}/nothing`), 404);
       assertEquals(await status(`${base}/`), 404);
       for (const path of ["/link", "/../secret", "/..%2fsecret", "/%2e%2e/secret"]) {
-        assertEquals(await status(base + path), 403, path);
+        assertEquals(await status(base + path), 404, path);
       }
       assertEquals(await status(`${base}/%ff`), 400);
       assertEquals(await status("-X", "DELETE", `${base}/`), 405);
       assertEquals(await status("-d", "a body", "-X", "GET", `${base}/`), 413);
+      for (const [fields, code] of [["Content-Length: 9\r\nContent-Length: 0", 413], ["Content-Length : 9", 400]]) {
+        assertMatch(await converse(server, `GET / HTTP/1.1\r\n${fields}\r\n\r\n`), new RegExp(`^HTTP/1.1 ${code} `));
+      }
       assertEquals(await status("-H", `x: ${"y".repeat(20_000)}`, `${base}/`), 431);
       assertEquals(server.err, "");
     } finally {
@@ -451,3 +491,55 @@ Deno.test(
     }
   },
 );
+
+Deno.test("examples/file_server.ts answers HEAD with a head alone, and ends the connection when asked to", {
+  ...needs({ ...WANTED, write: true }),
+}, async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(`${folder}/index.html`, "hello\n");
+    await using server = await Server.start(["--allow-read", example("file_server"), folder]);
+    const [nothing, rest] = (await converse(server, "HEAD /nothing HTTP/1.1\r\n\r\n")).split("\r\n\r\n");
+    assertMatch(nothing, /^HTTP\/1\.1 404 Not Found\r\n/);
+    assertEquals(rest, "");
+    const twice = "GET / HTTP/1.1\r\nConnection: Close, TE\r\n\r\n".repeat(2);
+    assertEquals((await converse(server, twice)).split("hello").length, 2);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test(
+  "examples/file_server.ts opens no pipe, which would hold up everybody",
+  needsPrograms(["mkfifo"], { net: true, write: true }),
+  async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      await client("mkfifo", [`${folder}/pipe`]);
+      await Deno.writeTextFile(`${folder}/index.html`, "hello\n");
+      await using server = await Server.start(["--allow-read", example("file_server"), folder]);
+      assertMatch(await converse(server, "GET /pipe HTTP/1.0\r\n\r\n"), /^HTTP\/1\.1 404 /);
+      assertMatch(await converse(server, "GET / HTTP/1.0\r\n\r\n"), /hello\n$/);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
+
+Deno.test("examples/file_server.ts serves the root of the file system too", needs(WANTED), async () => {
+  await using server = await Server.start(["--allow-read", example("file_server"), "/"]);
+  const path = new URL("../LICENSE", import.meta.url).pathname;
+  assertMatch(await converse(server, `GET ${path} HTTP/1.0\r\n\r\n`), /^HTTP\/1\.1 200 OK\r\n/);
+});
+
+/** Sends `request` and returns all of the answer; the server has to end the connection, five seconds are given to it. */
+async function converse(server: Server, request: string): Promise<string> {
+  using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  const timer = setTimeout(() => conn.close(), 5000);
+  try {
+    await conn.write(new TextEncoder().encode(request));
+    return await readAll(conn);
+  } finally {
+    clearTimeout(timer);
+  }
+}
