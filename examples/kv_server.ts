@@ -53,10 +53,10 @@ const COMMANDS: Record<string, [least: number, most: number, run: (words: Words)
 };
 
 function increment(key: string): Uint8Array {
-  const value = Number(latin1.decode(store.get(key) ?? text("0")));
-  if (!Number.isSafeInteger(value + 1)) return text("-ERR value is not an integer or out of range\r\n");
-  store.set(key, text(String(value + 1)));
-  return integer(value + 1);
+  const value = Number(/^-?\d+$/.exec(latin1.decode(store.get(key) ?? text("0")))?.[0]) + 1;
+  if (!Number.isSafeInteger(value)) return text("-ERR value is not an integer or out of range\r\n");
+  store.set(key, text(String(value)));
+  return integer(value);
 }
 
 function bulk(data: Uint8Array): Uint8Array {

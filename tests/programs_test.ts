@@ -167,6 +167,7 @@ async function say(conn: Deno.Conn, line: string): Promise<void> {
 Deno.test("examples/kv_server.ts serves redis-cli", needsPrograms(["redis-cli"]), async () => {
   await using server = await Server.example("kv_server");
   const commands = ["set a hello", "get a", "get b", "incr n", "incr n", "incr a", "exists a n b", "del a b", "dbsize"];
+  commands.push("set a 0x10", "incr a", "set a -1", "incr a");
   const { out } = await client("redis-cli", ["-p", String(server.port)], [...commands, "nonsense", "get"].join("\n"));
   assertEquals(
     out.trimEnd().split(/\n+/),
@@ -180,6 +181,10 @@ Deno.test("examples/kv_server.ts serves redis-cli", needsPrograms(["redis-cli"])
       "2",
       "1",
       "1",
+      "OK",
+      "ERR value is not an integer or out of range",
+      "OK",
+      "0",
       'ERR unknown command "NONSENSE"',
       "ERR wrong number of arguments for 'GET' command",
     ].filter((line) => line !== ""),
