@@ -1272,9 +1272,9 @@ export interface DatagramOptions {
   /** The port; 0 for any free one. */
   port: number;
   /**
-   * The address to receive at.
+   * The address to receive at. The default is all of them, which is Deno's.
    *
-   * @default {"127.0.0.1"}
+   * @default {"0.0.0.0"}
    */
   hostname?: string;
   /** Whether several sockets may receive at one address; for multicast. */
@@ -1316,6 +1316,7 @@ const denoNetwork: Network = {
   },
 
   datagram(options: DatagramOptions): DatagramSocket {
+    checkOptions("receive on", options);
     checkPort("receive on", options.port, 0);
     if (!unstable.listenDatagram) {
       throw new Deno.errors.NotSupported("Cannot open a datagram socket: Deno needs the flag --unstable-net for it");
@@ -1429,7 +1430,8 @@ export function connect(options: ConnectOptions): Coroutine<Socket> {
 
 /**
  * Connects with TLS: the socket is there when both sides have agreed. Options are `Deno.connectTls`'s. Cancelled, it
- * leaves no connection behind.
+ * leaves no connection behind, but for one case: cancelled in the middle of the handshake, or timed out there, it closes
+ * the connection, and Deno keeps it open below until the peer goes on with the handshake or goes away.
  *
  * @throws {RangeError} If the port is none.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
@@ -1442,7 +1444,7 @@ export function connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
 /**
  * Goes on with TLS, as its client, on a connection that began without. Waits until what was sent has left; after that
  * `sock` is closed and the socket that is returned has its place. Refused, `sock` is as it was; cancelled later, or if the
- * sides do not agree, the connection is closed.
+ * sides do not agree, the connection is closed (in the middle of the handshake as {@linkcode connectTls} does it).
  *
  * @throws {TypeError} If `sock` is not a TCP socket of Deno's.
  * @throws {BusyError} If a task waits on `sock`, or it holds bytes that were not read.

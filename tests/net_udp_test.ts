@@ -45,6 +45,16 @@ if (flagged) {
       assertEquals(text((yield* loop.sockRecvfrom(left, 100))[0]), "back");
     }));
 
+  Deno.test("N14 without a hostname all addresses are received at, as documented, and as with listen", granted, () => {
+    using socket = datagram({ port: 0 });
+    assertEquals((socket.addr as Deno.NetAddr).hostname, "0.0.0.0");
+    using listener = listen({ port: 0 });
+    assertEquals((listener.addr as Deno.NetAddr).hostname, "0.0.0.0");
+    for (const options of [undefined, null, 25000] as never[]) {
+      assertThrows(() => datagram(options), TypeError, `Cannot receive on ${options}: it takes options`);
+    }
+  });
+
   Deno.test(
     "N14 of a datagram that is longer than asked for the rest is lost, the next is whole",
     granted,
