@@ -347,11 +347,7 @@ export class Loop {
 
   /** Every task that has not ended. */
   get tasks(): Iterable<Task<any>> {
-    const tasks: Task<any>[] = [];
-    for (const scope of this.#root._walk()) {
-      if (scope._task?._base === scope && !scope._task.done) tasks.push(scope._task);
-    }
-    return tasks;
+    return [...this.#root._walk()].filter((member) => member instanceof Task);
   }
 
   /** The time on the loop's clock, in milliseconds. */
@@ -772,7 +768,7 @@ export class Loop {
     );
     task._reported = true;
     this._report(error, task);
-    for (let scope = task._scope; scope !== task._base; scope = scope._parent!) scope._leave();
+    for (let scope = task._scope; scope !== task._parent; scope = scope._parent!) scope._leave();
     this.#ended(task, error, true);
   }
 
@@ -1000,10 +996,14 @@ export class Task<T = any> implements PromiseLike<T> {
   _throws = false;
   /** @internal The scope that interrupted the op it waited on. */
   _interruptedBy: CancelScope | null = null;
-  /** @internal The scope it was born with, and the innermost one it is in. */
-  readonly _base: CancelScope;
-  /** @internal */
+  /** @internal The innermost scope it is in. */
   _scope: CancelScope;
+  /** @internal The tree of scopes: the one it was born in, and its neighbours there. */
+  _parent!: CancelScope;
+  /** @internal */
+  _before: Member | null = null;
+  /** @internal */
+  _after: Member | null = null;
   /** @internal Its place in a `ParkingLot`. */
   _previous: Task<any> | null = null;
   /** @internal */
@@ -1023,6 +1023,8 @@ export class Task<T = any> implements PromiseLike<T> {
   #lastCancelled: Cancelled | null = null;
   /** How often each of the scopes it is in has thrown it a `Cancelled`. */
   #thrown: Map<CancelScope, number> | null = null;
+  /** The scope it is alone in: most tasks are never cancelled by themselves, and need none. */
+  #own: CancelScope | null = null;
   #cancelled = false;
   #ended: ParkingLot | null = null;
   #callbacks: ((task: Task<T>) => void)[] | null = null;
@@ -1034,7 +1036,8 @@ export class Task<T = any> implements PromiseLike<T> {
     this.id = id;
     this._coro = coro;
     this.#name = name;
-    this._base = this._scope = new CancelScope(loop, this, scope);
+    this._scope = scope;
+    scope._add(this);
   }
 
   /** Its name. */
@@ -1101,7 +1104,19 @@ export class Task<T = any> implements PromiseLike<T> {
    * cleans up first. No effect on a task that has ended; the first reason wins.
    */
   cancel(reason?: unknown): void {
-    if (!this.done) this._base.cancel(reason);
+    if (!this.done) (this.#own ??= this.#enclose()).cancel(reason);
+  }
+
+  /** Makes a scope around the task, and around the blocks it is in, within the scope it was born in. */
+  #enclose(): CancelScope {
+    const outer = this._parent;
+    const own = new CancelScope(this.loop, null, outer);
+    let block = this._scope;
+    while (block !== outer && block._parent !== outer) block = block._parent!;
+    if (block === outer) this._scope = own;
+    else own._adopt(block);
+    own._adopt(this);
+    return own;
   }
 
   /** Calls `callback` when the task has ended; at once if it has. Who asks for this takes charge of its error. */
@@ -1178,7 +1193,7 @@ export class Task<T = any> implements PromiseLike<T> {
     this._interruptedBy = null;
     this.#count(by);
     const error = by._error();
-    if (by === this._base._cancelledBy) this.#lastCancelled = error;
+    if (by === this._parent._cancelledBy) this.#lastCancelled = error;
     return error;
   }
 
@@ -1197,19 +1212,20 @@ export class Task<T = any> implements PromiseLike<T> {
   #isOwn(error: Cancelled): boolean {
     const scope = error._scope;
     if (scope === null) return false;
-    return scope === this._base._cancelledBy || this._base._isIn(scope); // The first says it nearly always, at no cost.
+    return scope === this._parent._cancelledBy || this._parent._isIn(scope); // The first says it nearly always, at no cost.
   }
 
   /** @internal It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
   _end(value: unknown, threw: boolean): boolean {
-    if (threw && this._base._cancelledBy) blame(value, this.#lastCancelled);
+    if (threw && this._parent._cancelledBy) blame(value, this.#lastCancelled);
     if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
     this._coro = null;
     this._value = value;
     this._throws = threw;
     // A `Cancelled` from elsewhere, say from another loop, is an error like any other.
     this.#cancelled = threw && value instanceof Cancelled && this.#isOwn(value);
-    this._base._leave();
+    this._parent._remove(this);
+    this.#own?._leave();
     this.#ended?.unparkAll();
     for (const callback of this.#callbacks ?? []) {
       try {
@@ -1289,9 +1305,19 @@ export interface CancelScopeOptions {
   shield?: boolean;
 }
 
+/** What a scope holds: the tasks that were born in it, and the scopes inside. */
+type Member = Task<any> | CancelScope;
+
+/** The member after `member` in a walk through `top`: what it holds itself comes first, unless that is passed over. */
+function following(member: Member, top: CancelScope, passOver: boolean): Member | null {
+  if (!passOver && member instanceof CancelScope && member._first) return member._first;
+  while (member !== top && !member._after) member = member._parent!;
+  return member === top ? null : member._after;
+}
+
 /**
  * A block of a task that can be cancelled as a whole, with everything started inside. The scopes of a loop form a
- * tree: every task has one of its own, every `cancelScope` block adds one below.
+ * tree: every `cancelScope` block is in the one around it, every task in the one it was born in.
  *
  * Cancellation is level-triggered, as trio's is: it is not an event but a state. As long as a task is inside a
  * cancelled scope and no shield hides it, each op throws `Cancelled`.
@@ -1313,8 +1339,8 @@ export class CancelScope {
   #left = false;
   readonly #loop: Loop;
 
-  /** @internal The task that entered the scope, and whose ops it interrupts; null for the root. */
-  readonly _task: Task<any> | null;
+  /** The task whose block it is; null for the root, and for a task's own. */
+  readonly #task: Task<any> | null;
   /**
    * Discussion: at each op the kernel must know whether the task is cancelled, in constant time. So the answer is
    * kept here, and worked out anew for the scopes below whenever something changes: the outermost cancelled scope
@@ -1325,24 +1351,24 @@ export class CancelScope {
   _timed = false;
   /** @internal Its own cancellation, once that has ended the block. */
   _caught: Cancelled | null = null;
-  /** @internal The tree. */
+  /** @internal The tree: the scope it is in, its neighbours there, and what it holds. */
   _parent: CancelScope | null;
-  #first: CancelScope | null = null;
-  #last: CancelScope | null = null;
-  #next: CancelScope | null = null;
-  #previous: CancelScope | null = null;
+  /** @internal */
+  _before: Member | null = null;
+  /** @internal */
+  _after: Member | null = null;
+  /** @internal */
+  _first: Member | null = null;
+  #last: Member | null = null;
 
   /** @internal Made by the kernel; programs use {@linkcode cancelScope}. */
   constructor(loop: Loop, task: Task<any> | null, parent: CancelScope | null, shield = false) {
     this.#loop = loop;
-    this._task = task;
+    this.#task = task;
     this._parent = parent;
     this.#shield = shield;
     if (!parent) return;
-    this.#previous = parent.#last;
-    if (parent.#last) parent.#last.#next = this;
-    else parent.#first = this;
-    parent.#last = this;
+    parent._add(this);
     this._timed = parent._timed;
     if (!shield) this._cancelledBy = parent._cancelledBy;
   }
@@ -1368,7 +1394,7 @@ export class CancelScope {
     this.#timer = this.#loop._timers.add(time, this);
     this.#loop._noteTimer();
     if (this._timed) return;
-    for (const scope of this._walk()) scope._timed = true;
+    for (const member of this._walk()) if (member instanceof CancelScope) member._timed = true;
   }
 
   /** Whether the block is shielded from what happens to the scopes outside. It can be changed. */
@@ -1382,23 +1408,26 @@ export class CancelScope {
 
   /** Brings `_cancelledBy` up to date here and below, and interrupts the tasks that wait there. */
   #spread(): void {
-    // deno-lint-ignore no-this-alias -- a walk through the tree starts here
-    let scope: CancelScope = this;
-    for (;;) {
-      const outer = scope.#shield ? null : scope._parent?._cancelledBy ?? null;
-      const by = outer ?? (scope.#cancelCalled ? scope : null);
-      const changed = by !== scope._cancelledBy;
-      scope._cancelledBy = by;
-      if (by && scope._task?._scope === scope) this.#loop._interrupt(scope._task, by);
-      // Below a scope for which nothing changed, nothing changes.
-      if (changed && scope.#first) {
-        scope = scope.#first;
-        continue;
-      }
-      while (scope !== this && !scope.#next) scope = scope._parent!;
-      if (scope === this) return;
-      scope = scope.#next!;
+    let changed = this.#update();
+    // Below a scope for which nothing changed, nothing changes.
+    for (let m = following(this, this, !changed); m; m = following(m, this, !changed)) {
+      changed = m instanceof CancelScope && m.#update();
+      if (m instanceof Task && m._scope === m._parent) m._parent.#interrupt(m);
     }
+  }
+
+  /** Brings its own up to date, and says whether that has changed it. */
+  #update(): boolean {
+    const outer = this.#shield ? null : this._parent?._cancelledBy ?? null;
+    const by = outer ?? (this.#cancelCalled ? this : null);
+    const changed = by !== this._cancelledBy;
+    this._cancelledBy = by;
+    if (this.#task?._scope === this) this.#interrupt(this.#task);
+    return changed;
+  }
+
+  #interrupt(task: Task<any>): void {
+    if (this._cancelledBy) this.#loop._interrupt(task, this._cancelledBy);
   }
 
   /** @internal Cancels what is past its deadline, from here outward. */
@@ -1409,20 +1438,34 @@ export class CancelScope {
     }
   }
 
-  /** @internal This scope and all below, in the order they were made. */
-  *_walk(): Generator<CancelScope, void, void> {
-    // deno-lint-ignore no-this-alias -- a walk through the tree starts here
-    let scope: CancelScope = this;
-    for (;;) {
-      yield scope;
-      if (scope.#first) {
-        scope = scope.#first;
-        continue;
-      }
-      while (scope !== this && !scope.#next) scope = scope._parent!;
-      if (scope === this) return;
-      scope = scope.#next!;
-    }
+  /** @internal This scope and all that is below. */
+  *_walk(): Generator<Member, void, void> {
+    for (let member: Member | null = this; member; member = following(member, this, false)) yield member;
+  }
+
+  /** @internal Puts a task that is born, or a scope that is made, in here. */
+  _add(member: Member): void {
+    member._parent = this;
+    member._before = this.#last;
+    if (this.#last) this.#last._after = member;
+    else this._first = member;
+    this.#last = member;
+  }
+
+  /** @internal Takes `member` out. A scope whose block has been left goes with the last one. */
+  _remove(member: Member): void {
+    if (member._before) member._before._after = member._after;
+    else this._first = member._after;
+    if (member._after) member._after._before = member._before;
+    else this.#last = member._before;
+    member._before = member._after = null;
+    if (this.#left && !this._first) this._parent?._remove(this);
+  }
+
+  /** @internal Takes `member` over from the scope it is in. */
+  _adopt(member: Member): void {
+    member._parent!._remove(member);
+    this._add(member);
   }
 
   /** @internal The block has been left. */
@@ -1431,18 +1474,7 @@ export class CancelScope {
     if (this.#timer) this.#loop._timers.remove(this.#timer);
     this.#timer = null;
     // A task that was put into this scope and outlives it keeps it in the tree, so that it can still be reached.
-    if (!this.#first) this.#unlink();
-  }
-
-  #unlink(): void {
-    const parent = this._parent;
-    if (!parent) return;
-    if (this.#previous) this.#previous.#next = this.#next;
-    else parent.#first = this.#next;
-    if (this.#next) this.#next.#previous = this.#previous;
-    else parent.#last = this.#previous;
-    this.#next = this.#previous = null;
-    if (parent.#left && !parent.#first) parent.#unlink();
+    if (!this._first) this._parent?._remove(this);
   }
 
   /** @internal Whether `outer` is this scope or one around it. */

@@ -1287,7 +1287,7 @@ Deno.test("C1 to C9 five hundred random programs leave every block, and nothing 
         [undefined, 1, 0, 0],
         `${seed}`,
       );
-      assertEquals([...currentTask()._base._parent!._walk()].length, 2, `${seed}`);
+      assertEquals([...currentTask()._parent._walk()].length, 2, `${seed}`);
       assertEquals([program.left, program.clean, world.keys.size], [program.entered, true, 0], `${seed}`);
     });
   }

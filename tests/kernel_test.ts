@@ -914,7 +914,7 @@ Deno.test("K13 a hundred thousand tasks leave nothing behind", async () => {
     }
     assertEquals([...loop.tasks].length, 1);
     // In the tree of scopes there are the root and this task's.
-    assertEquals([...currentTask()._base._parent!._walk()].length, 2);
+    assertEquals([...currentTask()._parent._walk()].length, 2);
   })());
   assertEquals(ended, 100_000);
   assertEquals([...loop.tasks], []);
