@@ -44,7 +44,7 @@ export function* chat(sock: Socket): Coroutine {
   const stream = new Stream(sock, { limit: LINE_MAX });
   sock.setNoDelay();
   yield* stream.write("Your name?\n");
-  const name = (yield* failAfter(PATIENCE, stream.readLine()))?.trim();
+  const name = plain((yield* failAfter(PATIENCE, stream.readLine())) ?? "").trim();
   if (!name) return;
   announce(`* ${name} has come`);
   yield* taskGroup(function* (group) {
@@ -64,6 +64,11 @@ export function* chat(sock: Socket): Coroutine {
   });
 }
 
+/** `line` without what the terminals of others would obey, not show. */
+function plain(line: string): string {
+  return line.replace(/\p{Cc}/gu, " ");
+}
+
 /** From the guest to all others. */
 function* listenTo(stream: Stream, guest: Guest): Coroutine {
   for (;;) {
@@ -71,7 +76,7 @@ function* listenTo(stream: Stream, guest: Guest): Coroutine {
       const line = yield* stream.readLine();
       if (line === null || line === "/quit") return;
       if (line === "/who") yield* say([guest], `* here are ${[...guests].map((other) => other.name).join(", ")}`);
-      else yield* say([...guests].filter((other) => other !== guest), `${guest.name}: ${line}`);
+      else yield* say([...guests].filter((other) => other !== guest), `${guest.name}: ${plain(line)}`);
     } catch (error) {
       if (!(error instanceof LimitError)) throw error;
       yield* say([guest], `* that was longer than ${error.limit} bytes, and nobody has seen it`);

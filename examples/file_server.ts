@@ -60,9 +60,9 @@ function* readRequest(stream: Stream): Coroutine<Request | null> {
   if (method !== "GET" && method !== "HEAD") throw new HttpError(405, "Method Not Allowed");
   const headers = new Map<string, string>();
   for (const field of fields) {
-    const [, name, value] = /^([^\s:]+):\s*(.*?)\s*$/.exec(field.toLowerCase()) ?? [];
+    const [, name, value] = /^([^\s:]+):(.*)$/.exec(field.toLowerCase()) ?? [];
     if (!name) throw new HttpError(400, "Bad Request");
-    headers.set(name, headers.has(name) ? `${headers.get(name)}, ${value}` : value);
+    headers.set(name, headers.has(name) ? `${headers.get(name)}, ${value.trim()}` : value.trim());
   }
   if (headers.has("transfer-encoding") || Number(headers.get("content-length") ?? 0) !== 0) {
     throw new HttpError(413, "Content Too Large"); // A body would be taken for the next request.

@@ -144,6 +144,18 @@ Deno.test("N7 examples/chat.ts sends a guest away who does not read, after a mom
   });
 });
 
+Deno.test("examples/chat.ts passes on nothing that a terminal would obey", async () => {
+  await simulate(function* ({ loop }) {
+    using ann = yield* guest(loop, "ann");
+    using bob = yield* guest(loop, "b\x1b[2Job");
+    yield* bob.write("\x1b]0;title\x07grüß\tdich\x9b31m\n");
+    assertEquals(yield* hearUntil(ann, "b [2Job:  ]0;title grüß dich 31m"), [
+      "* b [2Job has come",
+      "b [2Job:  ]0;title grüß dich 31m",
+    ]);
+  });
+});
+
 Deno.test("N7 examples/chat.ts lets nobody talk faster than a slow guest reads", async () => {
   await simulate(function* ({ loop }) {
     using slow = yield* guest(loop, "slow");
