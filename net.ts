@@ -72,6 +72,8 @@ const SYSTEM_INTERVAL = 5;
 const SYSTEM_TURNS = 64;
 /** How long a closed socket may go on delivering what it had accepted, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
+/** How long it lets others go first between two reads of what nobody will look at, in milliseconds. */
+const LEAVE_PAUSE = 1;
 
 // ----------------------------------------------------------------------------------------------------------------
 // The selector
@@ -436,6 +438,7 @@ export class Socket extends Pollable implements SocketLike {
   #flushed: PromiseWithResolvers<void> | null = null;
   #settings: (() => void)[] = [];
   #linger: ReturnType<typeof setTimeout> | undefined;
+  #pause: ReturnType<typeof setTimeout> | undefined;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
   constructor(conn: Connection) {
@@ -551,7 +554,7 @@ export class Socket extends Pollable implements SocketLike {
       this.#to += n;
       this.#adapt(n);
     }
-    if (this.#isClosed) this.#leave();
+    if (this.#isClosed) this.#leaveLater();
     else this._signal(EVENT_READ);
   };
 
@@ -790,8 +793,24 @@ export class Socket extends Pollable implements SocketLike {
     this.#conn.closeWrite().catch(this.#end);
   }
 
+  /**
+   * Discussion: a read from a peer that sends without end completes at once, in a microtask. If it were followed by the
+   * next one there, nothing else of the program would ever run, the linger timer included. So there is a pause, which
+   * counts as a part of the read.
+   */
+  #leaveLater(): void {
+    if (this.#eof) return this.#leave();
+    this.#reading = true;
+    this.#pause = setTimeout(() => {
+      this.#reading = false;
+      this.#leave();
+    }, LEAVE_PAUSE);
+  }
+
   readonly #end = (): void => {
     clearTimeout(this.#linger);
+    clearTimeout(this.#pause);
+    this.#eof = true; // What a read under way may still bring starts no other.
     closeQuietly(this.#conn);
   };
 

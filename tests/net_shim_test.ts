@@ -129,6 +129,11 @@ async function withTimers(body: (timers: Map<number, { run: () => void; ms: numb
   }
 }
 
+/** Fires those that were set for so many milliseconds. */
+function pass(timers: Map<number, { run: () => void; ms: number }>, ms: number): void {
+  for (const [id, timer] of timers) if (timer.ms === ms && timers.delete(id)) timer.run();
+}
+
 // ---- The selector by hand ----------------------------------------------------------------------------------------
 
 Deno.test("selector: level-triggered, until it is unregistered or no longer ready", async () => {
@@ -507,12 +512,14 @@ Deno.test("N5 close() delivers, ends its side, reads what comes until the peer e
     sock.close();
     assertEquals([...timers.values()].map(({ ms }) => ms), [10_000]);
     await conn.arrive("noise"); // So that a peer that is busy sending gets to read.
+    pass(timers, 1);
     await conn.take(1);
     await conn.take();
     assertEquals(conn.writeEnded, false);
     await conn.take();
     assertEquals([conn.written, conn.writeEnded, conn.closed], ["abcdef", true, 0]);
     await conn.arrive("more noise");
+    pass(timers, 1);
     await conn.arriveEnd();
     assertEquals([conn.closed, timers.size, conn.most], [1, 0, 1]);
   }));
@@ -534,6 +541,24 @@ Deno.test("N5 a peer that never ends holds a closed socket for ten seconds at mo
       assertEquals(conn.closed >= 1, true);
       assertEquals([conn.reads.length, conn.writes.length, timers.size], [0, 0, 0]);
     }
+  }));
+
+Deno.test("N5 N7 a peer that sends without end to a closed socket holds up nobody", () =>
+  withTimers(async (timers) => {
+    const { conn, sock } = fake();
+    let reads = 0;
+    // Each read completes at once. There is an end to it only so that this test fails if it would hang.
+    conn.read = (buffer) => Promise.resolve(++reads < 100_000 ? buffer.length : null);
+    sock.send(bytes("abc"));
+    sock.close();
+    for (let i = 1; i <= 3; i++) {
+      await turn();
+      assertEquals([reads, timers.size], [i, 2]);
+      pass(timers, 1);
+    }
+    sock.abort();
+    await turn();
+    assertEquals([reads, timers.size], [4, 0]);
   }));
 
 Deno.test("N5 with nothing unsent and nothing unread, close() closes at once", async () => {
