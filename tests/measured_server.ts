@@ -1,13 +1,13 @@
 /**
  * tests/measured_server.ts: an echo server that tells what it holds; and, for tests, how to ask it.
  *
- * It listens on the Unix path that it is given, or with TLS, on any free port, if that is "tls". On SIGUSR2 it collects
- * garbage, twice, since buffers are given back a turn after they are unlinked, and prints a report. SIGTERM ends it.
- * The errors that its clients cause are printed by name.
+ * It listens on the Unix path that it is given, or on any free port if that is "tcp" or "tls". On SIGUSR2 it collects
+ * garbage, twice, since the first collection only unlinks buffers, and prints a report. SIGTERM ends it: clients that are
+ * still there are cancelled soon. The errors that its clients cause are printed by name.
  */
 
 import { type Coroutine, listen, type Listener, listenTls, Loop, runningLoop, serve } from "../mod.ts";
-import { signal, SignalQueue, sleep, type Socket, taskGroup } from "../mod.ts";
+import { signal, SignalQueue, sleep, type Socket, Stream, taskGroup } from "../mod.ts";
 import { tls } from "./net_transports.ts";
 import { Server } from "./server_process.ts";
 
@@ -21,7 +21,7 @@ export interface Report {
   stuck: number;
 }
 
-/** Starts one; `address` is a path or "tls". */
+/** Starts one; `address` is a path, "tcp" or "tls". */
 export function startMeasured(address: string): Promise<Server> {
   const program = new URL(import.meta.url).pathname;
   return Server.start(["--v8-flags=--expose-gc", "--allow-read", "--allow-write", program, address]);
@@ -36,8 +36,8 @@ export async function report(server: Server): Promise<Report> {
 }
 
 function* echo(client: Socket): Coroutine {
-  const loop = runningLoop();
-  for (let data; (data = yield* loop.sockRecv(client, 10_000)).length > 0;) yield* loop.sockSendall(client, data);
+  const stream = new Stream(client);
+  for (let data; (data = yield* stream.read(10_000)).length > 0;) yield* stream.write(data);
 }
 
 function* measure(requests: SignalQueue): Coroutine {
@@ -46,7 +46,7 @@ function* measure(requests: SignalQueue): Coroutine {
     yield* requests.get();
     for (let i = 0; i < 2; i++) {
       collect();
-      yield* sleep(10);
+      yield* sleep(0);
     }
     const { heapUsed, external } = Deno.memoryUsage();
     const tasks = [...runningLoop().tasks];
@@ -56,8 +56,10 @@ function* measure(requests: SignalQueue): Coroutine {
 }
 
 function open(address: string): Listener {
-  if (address !== "tls") return listen({ transport: "unix", path: address });
-  return listenTls({ hostname: "127.0.0.1", port: 0, ...tls.server });
+  const free = { hostname: "127.0.0.1", port: 0 };
+  if (address === "tcp") return listen(free);
+  if (address === "tls") return listenTls({ ...free, ...tls.server });
+  return listen({ transport: "unix", path: address });
 }
 
 function* main(address: string): Coroutine {
@@ -65,6 +67,7 @@ function* main(address: string): Coroutine {
   yield* taskGroup(function* (group) {
     group.createTask(measure(requests));
     group.createTask(serve(open(address), echo, {
+      drainTimeout: 20,
       onListen: (addr) => console.log("listening on", "port" in addr ? `${addr.hostname}:${addr.port}` : addr.path),
       onError: (error) => console.log("error", (error as Error).name),
     }));
@@ -73,4 +76,8 @@ function* main(address: string): Coroutine {
   });
 }
 
-if (import.meta.main) await new Loop().run(main(Deno.args[0]));
+if (import.meta.main) {
+  const loop = new Loop();
+  await loop.run(main(Deno.args[0]));
+  console.log("ended with", [...loop.tasks].length, "tasks");
+}
