@@ -5,6 +5,7 @@ import {
   all,
   BusyError,
   Cancelled,
+  cancelScope,
   checkpoint,
   ClosedError,
   connect,
@@ -115,6 +116,21 @@ battery("N1 a view handed out by recv is never written again", function* ({ loop
     for (let rest = 100 - view.length; rest > 0;) rest -= yield* loop.sockRecvInto(server, buffer);
   }
   for (const { view, copy } of views) assertEquals(view, copy);
+});
+
+battery("N1 to send nothing sends nothing and ends nothing", function* ({ loop, client, server }) {
+  const nothing = new Uint8Array(0);
+  yield* loop.sockSendall(client, nothing);
+  assertEquals(client.send(nothing), 0);
+  const reader = loop.createTask(loop.sockRecv(server, 10));
+  yield* settle();
+  assert(!reader.done);
+  yield* loop.sockSendall(client, bytes("x"));
+  yield* loop.sockSendall(client, nothing);
+  assertEquals(text(yield* reader.join()), "x");
+  client.close();
+  assertInstanceOf(yield* thrownBy(loop.sockSendall(client, nothing)), ClosedError);
+  assertEquals((yield* loop.sockRecv(server, 10)).length, 0);
 });
 
 battery("N1 recv takes no more than it was asked for, and leaves the rest", function* ({ loop, client, server }) {
@@ -558,6 +574,30 @@ battery("C7 a cancelled sockRecv leaves the bytes to the next reader", function*
   }
 });
 
+battery("C2 C7 in a scope that is cancelled already nothing is sent and nothing taken", function* (scene) {
+  const { loop, client, server } = scene;
+  yield* loop.sockSendall(client, bytes("here"));
+  assertEquals(text(yield* loop.sockRecv(server, 1)), "h"); // The rest is at hand.
+  yield* cancelScope(function* (scope) {
+    scope.cancel();
+    const buffer = bytes("untouched");
+    const ops: [string, Coroutine<unknown>][] = [
+      ["sockRecv", loop.sockRecv(server, 10)],
+      ["sockRecvInto", loop.sockRecvInto(server, buffer)],
+      ["sockSendall", loop.sockSendall(client, bytes("never"))],
+      ["sockSendall of nothing", loop.sockSendall(client, new Uint8Array(0))],
+    ];
+    for (const [name, op] of ops) {
+      const error = yield* thrownBy(op);
+      assertInstanceOf(error, Cancelled, name);
+      if (name === "sockSendall") assertEquals(error.bytesSent, 0);
+    }
+    assertEquals(text(buffer), "untouched");
+  });
+  client.close();
+  assertEquals(text(yield* readAll(loop, server)), "ere");
+});
+
 battery("C7 the bytesSent of a cancelled sockSendall are what the peer gets, exactly", function* (scene) {
   const { loop, client, server } = scene;
   const data = pattern(20 * MB);
@@ -734,6 +774,18 @@ Deno.test("N9 IPv6 works as IPv4 does", needs({ net: true }), () =>
     assertEquals(client.remoteAddr, listener.addr);
     client.close();
     server.close();
+  }));
+
+Deno.test("N9 N11 IPv6 works as IPv4 does, with TLS", needs(tlsTransport.needs), () =>
+  run(function* (loop) {
+    using listener = listenTls({ hostname: "::1", port: 0, ...tls.server });
+    const accepting = loop.createTask(accept(loop, listener));
+    const client = yield* connectTls({ hostname: "::1", port: portOf(listener), caCerts: [tls.ca] });
+    const server = yield* accepting.join();
+    yield* loop.sockSendall(client, bytes("hello"));
+    assertEquals(text(yield* readExactly(loop, server, 5)), "hello");
+    client.abort();
+    server.abort();
   }));
 
 // ---- Settings ----------------------------------------------------------------------------------------------------

@@ -45,6 +45,16 @@ if (flagged) {
       assertEquals(text((yield* loop.sockRecvfrom(left, 100))[0]), "back");
     }));
 
+  Deno.test("N14 IPv6 works as IPv4 does", granted, () =>
+    run(function* (loop) {
+      using left = datagram({ hostname: "::1", port: 0 });
+      using right = datagram({ hostname: "::1", port: 0 });
+      yield* loop.sockSendto(left, bytes("six"), right.addr);
+      const [data, addr] = yield* loop.sockRecvfrom(right, 100);
+      assertEquals(text(data), "six");
+      assertEquals(addr, left.addr);
+    }));
+
   Deno.test("N14 without a hostname all addresses are received at, as documented, and as with listen", granted, () => {
     using socket = datagram({ port: 0 });
     assertEquals((socket.addr as Deno.NetAddr).hostname, "0.0.0.0");
