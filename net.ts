@@ -1318,6 +1318,7 @@ const denoNetwork: Network = {
 
   *connect(options: ConnectOptions): Coroutine<Socket> {
     checkOptions("connect to", options);
+    checkTransport("connect to", options);
     if (options.transport !== "unix") checkPort("connect to", options.port, 1);
     const theirs = options.transport === "unix" ? undefined : options.signal;
     const conn = yield* until((ours) => {
@@ -1353,12 +1354,22 @@ function checkOptions(what: string, options: unknown): void {
 
 function checkListen(options: ListenOptions | ListenTlsOptions): void {
   checkOptions("listen on", options);
+  checkTransport("listen on", options);
   if (options.transport === "unix") return;
   checkPort("listen on", options.port, 0);
   // Deno itself would end the process here.
   if (options.reusePort && !unstable.listenDatagram) {
     throw new Deno.errors.NotSupported("Cannot listen with reusePort: Deno needs the flag --unstable-net for it");
   }
+}
+
+/** Of some transports Deno would make a confused error, or the end of the process. */
+function checkTransport(what: string, { transport, path }: { transport?: unknown; path?: unknown }): void {
+  if (transport === "unix" && typeof path !== "string") {
+    throw new TypeError(`Cannot ${what} path ${kind(path)}: it must be a string`);
+  }
+  if (transport === undefined || transport === "tcp" || transport === "unix") return;
+  throw new TypeError(`Cannot ${what} transport ${kind(transport)}: it must be "tcp" or "unix"`);
 }
 
 function checkPort(what: string, port: unknown, least: number): void {
@@ -1473,7 +1484,13 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is no Socket`);
   sock._checkPlainTcp("start TLS on");
   const plain = yield* sock._surrender("start TLS on");
-  const conn = yield* until((signal) => shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal));
+  let conn: Deno.TlsConn;
+  try {
+    conn = yield* until((signal) => shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal));
+  } catch (error) {
+    closeQuietly(plain); // Deno has taken it by now, unless it does not like the options.
+    throw error;
+  }
   // Deno leaves the transport out of these addresses.
   for (const addr of [conn.localAddr, conn.remoteAddr]) Object.assign(addr, { transport: "tcp" });
   return new Socket(conn as Connection);

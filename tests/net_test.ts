@@ -746,6 +746,13 @@ Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =
       assertInstanceOf(yield* thrownBy(connect({ port })), RangeError);
     }
     assertInstanceOf(yield* thrownBy(connect({ port: 0 })), RangeError);
+    for (const transport of ["udp", "vsock", "quic"]) {
+      const options = { transport, port: 0 } as never;
+      assertThrows(() => listen(options), TypeError, `Cannot listen on transport "${transport}": it must be`);
+      assertInstanceOf(yield* thrownBy(connect(options)), TypeError);
+    }
+    assertThrows(() => listen({ transport: "unix" } as never), TypeError, "Cannot listen on path undefined");
+    assertInstanceOf(yield* thrownBy(connect({ transport: "unix" } as never)), TypeError);
     for (const options of [undefined, null, 25000] as never[]) {
       assertThrows(() => listen(options), TypeError, `Cannot listen on ${options}: it takes options`);
       assertStringIncludes(

@@ -266,6 +266,24 @@ Deno.test(
     }),
 );
 
+Deno.test(
+  "N11 startTls with options that Deno does not like throws, and the connection is closed",
+  granted,
+  () =>
+    run(function* (loop) {
+      for (
+        const options of [{ hostname: "no name!" }, { hostname: 5 }, { caCerts: "none" }] as Deno.StartTlsOptions[]
+      ) {
+        using listener = listen(LOCAL);
+        const plain = yield* connect(to(listener));
+        const [server] = yield* loop.sockAccept(listener);
+        assertInstanceOf(yield* thrownBy(startTls(plain, options)), TypeError);
+        assertEquals((yield* loop.sockRecv(server, 10)).length, 0);
+        server.close();
+      }
+    }),
+);
+
 Deno.test("N11 startTls that is not trusted throws, and the connection is closed", granted, () =>
   run(function* (loop) {
     const { plain, listener } = yield* plainPair(loop);
