@@ -2,7 +2,7 @@
  * The larger examples, each driven by clients that nobody here wrote: nc and socat, redis-cli and redis-benchmark, curl, wrk.
  */
 
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertStringIncludes } from "@std/assert";
 import { chat } from "../examples/chat.ts";
 import { type Coroutine, type Loop, sleep, type Socket, socketPair, Stream } from "../mod.ts";
 import { needs, needsPrograms } from "./permissions.ts";
@@ -399,6 +399,37 @@ Deno.test(
     await server.until("an error", () => server.err.includes("ConnectionRefused"));
   },
 );
+
+Deno.test(
+  "T3 examples/tcp_proxy.ts cuts who is silent in both directions, half-closed or not, and who is not read",
+  needs({ ...WANTED, write: true }),
+  async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      const source = await Deno.readTextFile(example("tcp_proxy"));
+      const hasty = source.replace("5 * 60_000", "50").replace("../mod.ts", new URL("../mod.ts", import.meta.url).href);
+      assert(hasty.includes("IDLE_TIMEOUT = 50;"));
+      await Deno.writeTextFile(`${folder}/proxy.ts`, hasty);
+      using target = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+      await using server = await Server.start([`${folder}/proxy.ts`, `127.0.0.1:${target.addr.port}`]);
+      for (const way of ["silent", "half-closed", "not read"]) {
+        using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+        using far = await target.accept();
+        if (way === "half-closed") await conn.closeWrite();
+        if (way === "not read") await assertRejects(() => flow(far));
+        else assertEquals([await readAll(conn), await readAll(far)], ["", ""], way);
+      }
+      await server.until("all three reports", () => server.err.split("Nothing was said for 50 ms").length === 4);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
+
+/** Sends without end. */
+async function flow(conn: Deno.Conn): Promise<never> {
+  for (;;) await conn.write(noise);
+}
 
 Deno.test("N11 examples/tcp_proxy.ts passes TLS through for curl", needsPrograms(["curl"]), async () => {
   const pem = (name: string) => new URL(`./tls/${name}`, import.meta.url).pathname;
