@@ -1476,6 +1476,9 @@ export function connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
  * `sock` is closed and the socket that is returned has its place. Refused, `sock` is as it was; cancelled later, or if the
  * sides do not agree, the connection is closed (in the middle of the handshake as {@linkcode connectTls} does it).
  *
+ * A `Stream` over `sock` may hold bytes of its own that came before TLS, and that anybody may have written: go on only if
+ * its `buffered` is 0, and with a new stream over the socket that is returned.
+ *
  * @throws {TypeError} If `sock` is not a TCP socket of Deno's.
  * @throws {BusyError} If a task waits on `sock`, or it holds bytes that were not read.
  * @throws {ClosedError} If `sock` is closed.

@@ -273,8 +273,10 @@ export class Stream implements Disposable {
    *
    * @param limit How many bytes that may be. Default: the stream's `limit` if one was given, else any number.
    * @throws {LimitError} If there are more than `limit`; what has arrived of them can still be read.
+   * @throws {RangeError} If `limit` is not a number from 0 up.
    */
   *readAll(limit: number = this.#limitOfAll): Coroutine<Uint8Array> {
+    if (!(limit >= 0)) throw new RangeError(`Cannot read all up to ${limit} bytes: it must be a number from 0 up`);
     using _turn = this.#takeTurn();
     yield* this.#begin();
     do {
@@ -595,8 +597,8 @@ export function serve<S extends StreamSocket>(
   options: ServeOptions = {},
 ): Coroutine<void> {
   const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT } = options;
-  if (!(maxConnections >= 1)) {
-    throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be from 1 up`);
+  if (maxConnections !== Infinity && !(Number.isSafeInteger(maxConnections) && maxConnections >= 1)) {
+    throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be a whole one from 1 up`);
   }
   checkDuration("drain", drainTimeout);
   // Closed later, it ends a server; closed before, it would be a server that ends at once and says nothing.

@@ -516,7 +516,7 @@ Deno.test("N3 N12 a mistake of the program ends the server, which drains before 
 
 Deno.test("options out of range are refused where they are written", () => {
   const listener = new FakeListener();
-  for (const maxConnections of [0, -1, NaN]) {
+  for (const maxConnections of [0, -1, NaN, 1.5]) {
     assertThrows(() => serve(listener, forever, { maxConnections }), RangeError, `${maxConnections}`);
   }
   for (const drainTimeout of [-1, NaN]) {

@@ -439,6 +439,7 @@ Deno.test("bad arguments are refused where they are written", async () => {
       yield* thrown(RangeError, stream.read(n));
     }
     yield* thrown(RangeError, stream.read(0));
+    for (const limit of [-1, NaN]) yield* thrown(RangeError, stream.readAll(limit));
     yield* thrown(TypeError, stream.readUntil(""));
     yield* thrown(TypeError, stream.readUntil(10 as any));
     yield* thrown(TypeError, stream.write({} as any));
