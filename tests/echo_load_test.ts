@@ -74,7 +74,7 @@ Deno.test("N6 N7 rude clients lose nothing of their own, and the others do not n
 const REPORT = `Deno.addSignalListener("SIGUSR2", async () => {
   for (let i = 0; i < 2; i++) {
     gc();
-    await new Promise((resolve) => setTimeout(resolve, 10));
+    await new Promise((resolve) => setImmediate(resolve));
   }
   const { heapUsed, external } = Deno.memoryUsage();
   console.log("memory", heapUsed + external);

@@ -12,6 +12,9 @@ import { connect as nodeConnect } from "node:net";
 import { sameBytes, tls } from "./net_transports.ts";
 import { noise } from "./server_process.ts";
 
+/** How long a crowd may take before the test has failed, in milliseconds. */
+const GIVE_UP = 20_000;
+
 /** A number from 0 up to, not with, `n`. */
 export type Next = (n: number) => number;
 
@@ -60,14 +63,29 @@ export class Crowd implements Disposable {
     const visits = this.#guests.map((guest) => guest.visit(this.#over.promise));
     this.#visits = Promise.all(visits);
     this.#visits.catch(() => {}); // It is awaited when they leave.
-    await Promise.all(visits.map((visit, i) => Promise.race([visit, this.#guests[i].stays])));
+    await this.#inTime(Promise.all(visits.map((visit, i) => Promise.race([visit, this.#guests[i].stays]))));
     for (const guest of this.#guests) if (guest.staying) this.staying++;
   }
 
   /** Tells those who stay to go, and waits until all have left. */
   async leave(): Promise<void> {
+    for (const guest of this.#guests) guest.staying = false;
     this.#over.resolve();
-    await this.#visits;
+    await this.#inTime(this.#visits);
+  }
+
+  /** Fails if it takes far too long, and says what those do who are not done. */
+  async #inTime(what: Promise<unknown>): Promise<void> {
+    const { promise: late, reject } = Promise.withResolvers<never>();
+    const timer = setTimeout(() => {
+      const waiting = this.#guests.filter((guest) => !guest.gone && !guest.staying).map((guest) => guest.habit);
+      reject(new Error(`Cannot wait for ${waiting.length} clients any longer: ${[...new Set(waiting)].join(", ")}`));
+    }, GIVE_UP);
+    try {
+      await Promise.race([what, late]);
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** For a test that has failed: takes away all that is still there. */
@@ -81,8 +99,12 @@ export class Crowd implements Disposable {
 class Guest {
   readonly door: Door;
   readonly next: Next;
+  /** What it does. */
+  readonly habit: string;
   /** Whether it only stays. */
   staying = false;
+  /** Whether it has left. */
+  gone = false;
   readonly #stays = Promise.withResolvers<void>();
   readonly #number: number;
   #over = this.#stays.promise;
@@ -94,6 +116,7 @@ class Guest {
   private constructor(door: Door, number: number, next: Next, conn: Deno.Conn) {
     this.door = door;
     this.next = next;
+    this.habit = habits[next(habits.length)];
     this.#number = number;
     this.#conn = conn;
     this.#agreed = !door.tls;
@@ -112,9 +135,10 @@ class Guest {
   async visit(over: Promise<void>): Promise<void> {
     this.#over = over;
     try {
-      await habits[this.next(habits.length)](this, this.next);
+      await HABITS[this.habit](this, this.next);
     } finally {
       this.close();
+      this.gone = true;
     }
   }
 
@@ -251,7 +275,7 @@ const HABITS: Record<string, (guest: Guest, next: Next) => Promise<void>> = {
   },
 };
 
-const habits = Object.values(HABITS);
+const habits = Object.keys(HABITS);
 
 /** There is no more to read. */
 function whenCutOff(error: unknown): null {
