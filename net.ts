@@ -753,7 +753,7 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket and drops what has not left this program yet; also one that was closed before and is still
-   * delivering. The peer sees the end of the stream.
+   * delivering. The peer sees the end of the stream. (With TLS, what Deno has taken already it goes on delivering.)
    */
   abort(): void {
     if (!this.#isClosed) this.#shut();
@@ -1437,8 +1437,10 @@ export function listen(options: ListenOptions): Listener {
 /**
  * Opens a listening socket for TLS. Options are `Deno.listenTls`'s. A connection is accepted before its handshake, so that
  * a client which is slow with it, or fails it, holds up nobody; the handshake happens with the first bytes, or in
- * {@linkcode Socket.handshake}, and its errors come there. A connection that is closed before its handshake is through
- * stays open below, in Deno, until the peer goes on with it or goes away: count on that where peers are not trusted.
+ * {@linkcode Socket.handshake}, and its errors come there.
+ *
+ * A connection that is closed, or aborted, before its handshake is through, or while the peer does not read what was sent,
+ * stays open below, in Deno, until the peer goes on or goes away: count on that where peers are not trusted.
  *
  * @throws {RangeError} If the port is none.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
