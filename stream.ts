@@ -429,6 +429,7 @@ export class Stream implements Disposable {
   /**
    * The read side as a web stream, for `pipeTo`, `TextDecoderStream`, `CompressionStream` and the like. It reads from this
    * stream only when it is read itself; so a program may read some lines first and pipe the rest. Its chunks are copies.
+   * Once it was cancelled there is another one here, which goes on where it ended.
    * To be asked for inside a task: its reads are tasks of that loop.
    *
    * @example
@@ -444,14 +445,34 @@ export class Stream implements Disposable {
   get readable(): ReadableStream<Uint8Array<ArrayBuffer>> {
     if (this.#readable) return this.#readable;
     const loop = runningLoop();
-    let task: Task<Uint8Array> | null = null;
+    let task: Task<void> | null = null;
+    let cancelled = false;
+    const isWanted = () => !cancelled;
     const pull = (controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>) => {
-      task = loop.createTask(this.read(), { name: `readable of ${this}` });
-      return task.then((bytes) => bytes.length > 0 ? controller.enqueue(bytes.slice()) : controller.close());
+      task = loop.createTask(this.#readTo(controller, isWanted), { name: `readable of ${this}` });
+      return task.then(() => {});
     };
-    const cancel = (reason: unknown) => task?.cancel(reason);
+    const cancel = async (reason: unknown) => {
+      cancelled = true;
+      this.#readable = null;
+      task?.cancel(reason);
+      await task?.then(() => {}, () => {}); // After that others can read.
+    };
     // With a high-water mark of 0 nothing is read ahead, so that no bytes are in there that nobody asked for.
     return this.#readable = new ReadableStream({ pull, cancel }, { highWaterMark: 0 });
+  }
+
+  /** Bytes leave the buffer in the same step in which they are handed over: a cancellation comes before or after it. */
+  *#readTo(
+    controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>,
+    isWanted: () => boolean,
+  ): Coroutine<void> {
+    using _turn = this.#takeTurn();
+    yield* this.#begin();
+    if (this.#length === 0) yield* this.#fill();
+    if (!isWanted()) return;
+    if (this.#length > 0) controller.enqueue(this.#take(Math.min(this.#length, READ_MAX)).slice());
+    else controller.close();
   }
 
   /**

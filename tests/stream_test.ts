@@ -540,6 +540,26 @@ Deno.test("a pipe that is cancelled gives its stream back, and drops the connect
   });
 });
 
+Deno.test("C7 a readable that is cancelled as bytes arrive has read all of them or none", async () => {
+  for (let turns = 0; turns < 8; turns++) {
+    await run(function* () {
+      const sock = new PieceSocket();
+      const stream = new Stream(sock);
+      const reader = stream.readable.getReader();
+      const reading = reader.read();
+      yield* until(platformTurn()); // It waits.
+      sock.feed("abc");
+      for (let i = 0; i < turns; i++) yield* checkpoint();
+      const cancelling = reader.cancel();
+      const read = (yield* until(reading)).value;
+      yield* until(cancelling);
+      sock.feed("def");
+      sock.end();
+      assertEquals(text(read ?? bytes("")) + text(yield* stream.readAll()), "abcdef", `${turns} turns`);
+    });
+  }
+});
+
 Deno.test("N15 a web stream that fails, or outlives its loop, leaves no unhandled rejection", async () => {
   let late!: ReadableStream<Uint8Array>;
   await run(function* () {
@@ -627,6 +647,26 @@ battery("gzip over a stream, by pipeTo on both sides", function* ({ client, serv
   const received = new Stream(server).readable.pipeThrough(new DecompressionStream("gzip"));
   const [_, data] = yield* all([until(source.pipeTo(writable)), until(new Response(received).text())]);
   assertEquals(data, line.repeat(10_000));
+});
+
+battery("C7 readable after a readable that was cancelled goes on where that one ended", function* (scene) {
+  const { loop, client, server } = scene;
+  const stream = new Stream(client);
+  const parts: string[] = [];
+  const sink = () => new WritableStream<Uint8Array>({ write: (chunk) => void parts.push(text(chunk)) });
+  yield* loop.sockSendall(server, bytes("one, "));
+  const first = stream.readable;
+  assertEquals(yield* moveOnAfter(20, until((signal) => first.pipeTo(sink(), { signal }))), undefined);
+  yield* until(platformTurn()); // The pipe takes notice.
+  const reader = stream.readable.getReader();
+  const waiting = reader.read();
+  yield* until(reader.cancel());
+  assertEquals(yield* until(waiting), { done: true, value: undefined });
+  assert(stream.readable !== first);
+  server.send(bytes("two"));
+  server.close();
+  yield* until(stream.readable.pipeTo(sink()));
+  assertEquals(parts.join(""), "one, two");
 });
 
 battery("N7 a web stream aborted in the middle of a write to who does not read ends at once", function* ({ client }) {
