@@ -708,6 +708,7 @@ class Server<S extends StreamSocket> {
     try {
       const coro = this.#handler(sock, addr);
       if (typeof coro?.[Symbol.iterator] !== "function") {
+        if (coro as unknown instanceof Promise) (coro as unknown as Promise<unknown>).catch(() => {}); // It may fail, too.
         throw new TypeError("Cannot serve a connection: the handler must be a function* or return a coroutine");
       }
       yield* coro;

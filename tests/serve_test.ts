@@ -207,7 +207,7 @@ Deno.test("K8 an onError that throws is reported to the loop and does not stop t
 });
 
 Deno.test("N12 a handler that is no coroutine function is a clear error, a connection each", async () => {
-  const handler = (async () => {}) as unknown as () => Coroutine;
+  const handler = (() => Promise.reject(new Error("unheard"))) as unknown as () => Coroutine;
   await serving(handler, {}, function* ({ listener, reports }) {
     const sock = new PieceSocket();
     listener.push(sock);
