@@ -662,6 +662,27 @@ for (const [name, open] of Object.entries(opened)) {
     }));
 }
 
+Deno.test(
+  "N8 a path is free one turn after close(), with an accept in flight too (unix)",
+  needs(unix.needs),
+  () =>
+    run(function* (loop) {
+      const folder = yield* until(Deno.makeTempDir());
+      const options = { transport: "unix", path: `${folder}/sock` } as const;
+      for (let i = 0; i < 5; i++) {
+        const listener = listen(options);
+        const waiting = loop.createTask(thrownBy(loop.sockAccept(listener)));
+        yield* checkpoint();
+        const client = yield* connect(options);
+        listener.close();
+        yield* waiting.wait();
+        client.abort();
+        yield* sleep(1);
+      }
+      yield* until(Deno.remove(folder, { recursive: true }));
+    }),
+);
+
 for (const transport of [tcp, unix]) { // With TLS the client would not be through with its handshake.
   Deno.test(`N8 a connection that was accepted but not taken is closed with its listener (${transport.name})`, {
     ...needs(transport.needs),

@@ -55,6 +55,24 @@ if (flagged) {
       assertEquals(addr, left.addr);
     }));
 
+  Deno.test(
+    "N8 N14 a port is free one turn after close(), with a receive in flight too",
+    granted,
+    () =>
+      run(function* (loop) {
+        let port = 0;
+        for (let i = 0; i < 5; i++) {
+          const socket = datagram({ hostname: "127.0.0.1", port });
+          port = (socket.addr as Deno.NetAddr).port;
+          const waiting = loop.createTask(thrownBy(loop.sockRecvfrom(socket, 10)));
+          yield* sleep(1);
+          socket.close();
+          assertInstanceOf(yield* waiting.join(), ClosedError);
+          yield* sleep(1);
+        }
+      }),
+  );
+
   Deno.test("N14 without a hostname all addresses are received at, as documented, and as with listen", granted, () => {
     using socket = datagram({ port: 0 });
     assertEquals((socket.addr as Deno.NetAddr).hostname, "0.0.0.0");
