@@ -20,6 +20,9 @@ const CLIENTS = 500;
 /** By how much the memory may differ, in bytes: 256 bytes for each of the clients in between would be more. */
 const NOISE_MAX = 1024 * 1024;
 
+/** How often the server is asked before the test has failed: for about twenty seconds. */
+const ASKS_MAX = 2000;
+
 /** The errors that such clients cause, and the one that is not up to chance. */
 const ERRORS = {
   tcp: { allowed: ["ConnectionReset", "BrokenPipe"], sure: "ConnectionReset" },
@@ -69,7 +72,7 @@ for (const transport of ["tcp", "tls"] as const) {
 /** Waits until the server has so many tasks, no more and no less. */
 async function untilTasks(server: Server, tasks: number): Promise<void> {
   let last: Report | undefined;
-  for (let i = 0; i < 200; i++) {
+  for (let i = 0; i < ASKS_MAX; i++) {
     last = await report(server);
     if (last.tasks === tasks) return;
   }
@@ -85,7 +88,7 @@ async function memoryOf(server: Server): Promise<number> {
 
 /** The platform opens one or two files of its own. */
 async function untilClosed(server: Server, before: number | null): Promise<void> {
-  for (let i = 0; i < 200; i++) {
+  for (let i = 0; i < ASKS_MAX; i++) {
     if (before === null || server.openFiles()! <= before + 2) return;
     await report(server);
   }

@@ -15,7 +15,7 @@ import { Server } from "./server_process.ts";
 export interface Report {
   /** What its heap and its buffers hold, in bytes. */
   memory: number;
-  /** How many tasks it has: two for itself, one that serves, one for each client. */
+  /** How many tasks it has: two for itself, two that serve, one for each client. */
   tasks: number;
   /** How many of them wait for a client to read. */
   stuck: number;
