@@ -558,8 +558,8 @@ export interface ServeListener<S extends StreamSocket = StreamSocket> extends Li
 /** Options of {@linkcode serve}. */
 export interface ServeOptions {
   /**
-   * How many connections are served at once. Others wait in the system's backlog. One whose handler has ended counts no more,
-   * though its socket may go on delivering for a while.
+   * How many connections are served at once. Others wait in the system's backlog. One whose handler has ended counts no
+   * more, though its socket may go on delivering for a while.
    *
    * @default Infinity
    */
