@@ -53,7 +53,7 @@ import {
 } from "./loop.ts";
 
 /** The size of a socket's first read, in bytes; what an idle connection costs follows from it. */
-const READ_MIN = 1024;
+const READ_MIN = 512;
 /** The largest buffer that many small reads share, in bytes. */
 const SLAB_MAX = 4096;
 /** The largest read, in bytes. */
@@ -116,8 +116,9 @@ export abstract class Pollable implements Selectable {
 
 /** A registration. */
 class Key implements SelectorKey {
-  /** Whether it stands in the list of keys to look at. */
+  /** Whether it stands in the list of keys to look at, and who comes after it there. */
   queued = false;
+  next: Key | null = null;
   constructor(
     readonly fileobj: Pollable,
     public events: number,
@@ -143,9 +144,9 @@ class Key implements SelectorKey {
  */
 export class DefaultSelector implements Selector {
   #closed = false;
-  /** Keys that may be ready: those that signalled, and those that were ready when last looked at. */
-  #queue: Key[] = [];
-  #spare: Key[] = [];
+  /** Keys that may be ready, linked: those that signalled, and those that were ready when last looked at. */
+  #first: Key | null = null;
+  #last: Key | null = null;
   #resolve: (() => void) | null = null;
   #until = Infinity;
   /** When Deno last had a reason to ask the system what has arrived, and whether it had one since. */
@@ -266,20 +267,22 @@ export class DefaultSelector implements Selector {
 
   /** What is ready now. */
   poll(): [SelectorKey, number][] {
-    const events: [SelectorKey, number][] = [];
-    if (this.#queue.length === 0) return events;
-    const queue = this.#queue;
-    this.#queue = this.#spare;
-    for (const key of queue) {
+    let events: [SelectorKey, number][] = [];
+    let key = this.#first;
+    this.#first = this.#last = null;
+    while (key) {
+      const { next }: Key = key;
       key.queued = false;
-      if (key.selector !== this) continue;
-      const ready = this.#look(key, EVENT_READ) | this.#look(key, EVENT_WRITE);
-      if (!ready) continue;
-      events.push([key, ready]);
-      this._signalled(key); // Level-triggered: it is looked at again as long as it is registered.
+      key.next = null;
+      const ready = key.selector === this ? this.#look(key, EVENT_READ) | this.#look(key, EVENT_WRITE) : 0;
+      if (ready) {
+        // Mostly there is one, and the first push() would make room for seventeen.
+        if (events.length === 0) events = [[key, ready]];
+        else events.push([key, ready]);
+        this._signalled(key); // Level-triggered: it is looked at again as long as it is registered.
+      }
+      key = next;
     }
-    queue.length = 0;
-    this.#spare = queue;
     return events;
   }
 
@@ -301,7 +304,9 @@ export class DefaultSelector implements Selector {
     if (this.#closed) return;
     if (!key.queued) {
       key.queued = true;
-      this.#queue.push(key);
+      if (this.#last) this.#last.next = key;
+      else this.#first = key;
+      this.#last = key;
     }
     if (this.#resolve) this.wakeup();
   }
@@ -324,7 +329,7 @@ export class DefaultSelector implements Selector {
   /** Ends every watch and a `select` under way. Closing twice is fine. */
   close(): void {
     this.#closed = true;
-    this.#queue = [];
+    this.#first = this.#last = null;
     this.wakeup();
     this.wakeup();
   }
@@ -436,7 +441,7 @@ export class Socket extends Pollable implements SocketLike {
   #writeEnded = false;
   #writeError: unknown = null;
   #flushed: PromiseWithResolvers<void> | null = null;
-  #settings: (() => void)[] = [];
+  #settings: (() => void)[] | null = null;
   #linger: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
 
@@ -642,7 +647,7 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#leavingFrom < this.#leavingTo) return this.#writeRest();
     pool.give(this.#leaving!);
     this.#leaving = null;
-    if (this.#settings.length > 0) this.#applyLate();
+    if (this.#settings) this.#applyLate(this.#settings);
     if (this.#waiting) this.#write();
     else this.#wakeFlushed();
     if (this.#isClosed) this.#leave();
@@ -712,11 +717,12 @@ export class Socket extends Pollable implements SocketLike {
   #set(setting: () => void): void {
     this.#check("set an option of");
     if (this.#leaving === null) setting();
-    else this.#settings.push(setting);
+    else (this.#settings ??= []).push(setting);
   }
 
-  #applyLate(): void {
-    for (const setting of this.#settings.splice(0)) {
+  #applyLate(settings: (() => void)[]): void {
+    this.#settings = null;
+    for (const setting of settings) {
       try {
         setting();
       } catch {
@@ -747,7 +753,7 @@ export class Socket extends Pollable implements SocketLike {
     const unread = this.#to > this.#from;
     this.#shut();
     if (this.#leaving === null && !unread) return this.#end();
-    this.#linger = setTimeout(this.#end, LINGER);
+    this.#linger = setTimeout(() => this.#end(), LINGER);
     this.#leave();
   }
 
@@ -790,7 +796,7 @@ export class Socket extends Pollable implements SocketLike {
     if (!this.#eof && !this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
     if (this.#leaving !== null || this.#writeEnded) return;
     this.#writeEnded = true;
-    this.#conn.closeWrite().catch(this.#end);
+    this.#conn.closeWrite().catch(() => this.#end());
   }
 
   /**
@@ -807,12 +813,12 @@ export class Socket extends Pollable implements SocketLike {
     }, LEAVE_PAUSE);
   }
 
-  readonly #end = (): void => {
+  #end(): void {
     clearTimeout(this.#linger);
     clearTimeout(this.#pause);
     this.#eof = true; // What a read under way may still bring starts no other.
     closeQuietly(this.#conn);
-  };
+  }
 
   /** @internal */
   _checkPlainTcp(what: string): void {
