@@ -1440,6 +1440,7 @@ export class CancelScope {
 
   /** @internal This scope and all that is below. */
   *_walk(): Generator<Member, void, void> {
+    // deno-lint-ignore no-this-alias -- a walk down the tree starts here
     for (let member: Member | null = this; member; member = following(member, this, false)) yield member;
   }
 
