@@ -359,7 +359,7 @@ export class Loop {
 
   /** Waits for a connection on `listener` and takes it. */
   *sockAccept<S extends SocketLike>(listener: ListenerLike<S>): Coroutine<[S, Addr]> {
-    yield* readWait(listener);
+    yield ["read_wait", listener];
     return listener.accept();
   }
 
@@ -370,7 +370,7 @@ export class Loop {
    */
   *sockRecv(sock: SocketLike, maxBytes: number): Coroutine<Uint8Array> {
     checkMaxBytes(maxBytes);
-    yield* readWait(sock);
+    yield ["read_wait", sock];
     return sock.recv(maxBytes);
   }
 
@@ -382,7 +382,7 @@ export class Loop {
   *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
     checkBytes("recv into", buffer);
     if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
-    yield* readWait(sock);
+    yield ["read_wait", sock];
     return sock.recvInto(buffer);
   }
 
@@ -399,7 +399,7 @@ export class Loop {
     beginSending(sock);
     try {
       do {
-        yield* writeWait(sock);
+        yield ["write_wait", sock];
         sent += sock.send(sent === 0 ? data : data.subarray(sent));
       } while (sent < data.length);
     } catch (error) {
@@ -417,7 +417,7 @@ export class Loop {
    */
   *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
     checkMaxBytes(maxBytes);
-    yield* readWait(sock);
+    yield ["read_wait", sock];
     return sock.recvfrom(maxBytes);
   }
 
@@ -433,9 +433,9 @@ export class Loop {
     let sent = 0;
     beginSending(sock);
     try {
-      yield* writeWait(sock);
+      yield ["write_wait", sock];
       sent = sock.sendto(data, addr);
-      yield* writeWait(sock);
+      yield ["write_wait", sock];
       return sock.sent();
     } catch (error) {
       if (error instanceof Cancelled) error.bytesSent = sent;

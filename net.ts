@@ -546,11 +546,10 @@ export class Socket extends Pollable implements SocketLike {
   #readInto(target: Uint8Array): void {
     this.#reading = true;
     this.#asked = target.length;
-    this.#conn.read(target).then(this.#onRead, this.#onReadError);
+    this.#conn.read(target).then((n) => this.#onRead(n), (error) => this.#onReadError(error));
   }
 
-  // The four callbacks of a socket are made once, not for each read and write.
-  readonly #onRead = (n: number | null): void => {
+  #onRead(n: number | null): void {
     this.#reading = false;
     if (n === null) {
       this.#eof = true;
@@ -561,15 +560,15 @@ export class Socket extends Pollable implements SocketLike {
     }
     if (this.#isClosed) this.#leaveLater();
     else this._signal(EVENT_READ);
-  };
+  }
 
-  readonly #onReadError = (error: unknown): void => {
+  #onReadError(error: unknown): void {
     this.#reading = false;
     this.#readError = error;
     this.#forgetInput();
     if (this.#isClosed) this.#leave();
     else this._signal(EVENT_READ);
-  };
+  }
 
   /** A read that was filled makes the next one larger; several in a row that were nearly empty make it smaller. */
   #adapt(n: number): void {
@@ -639,10 +638,10 @@ export class Socket extends Pollable implements SocketLike {
 
   #writeRest(): void {
     const rest = this.#leaving!.subarray(this.#leavingFrom, this.#leavingTo);
-    this.#conn.write(rest).then(this.#onWritten, this.#onWriteError);
+    this.#conn.write(rest).then((n) => this.#onWritten(n), (error) => this.#onWriteError(error));
   }
 
-  readonly #onWritten = (n: number): void => {
+  #onWritten(n: number): void {
     this.#leavingFrom += n;
     if (this.#leavingFrom < this.#leavingTo) return this.#writeRest();
     pool.give(this.#leaving!);
@@ -652,16 +651,16 @@ export class Socket extends Pollable implements SocketLike {
     else this.#wakeFlushed();
     if (this.#isClosed) this.#leave();
     else this._signal(EVENT_WRITE);
-  };
+  }
 
-  readonly #onWriteError = (error: unknown): void => {
+  #onWriteError(error: unknown): void {
     this.#leaving = null; // Not given back to the pool: the platform may still read it.
     this.#writeError = error;
     this.#forgetOutput();
     this.#wakeFlushed();
     if (this.#isClosed) this.#leave();
     else this._signal(EVENT_WRITE);
-  };
+  }
 
   #forgetOutput(): void {
     if (this.#waiting) pool.give(this.#waiting);
