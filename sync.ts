@@ -116,7 +116,12 @@ export class Lock {
       yield* park(this.#waiters); // release() has made this task the owner
     } else {
       this.#owner = task;
-      yield* orElse(checkpoint(), () => this.#handOver());
+      try {
+        yield* checkpoint();
+      } catch (error) {
+        this.#handOver();
+        throw error;
+      }
     }
     // The guard stays good while Condition.wait releases the lock and takes it again.
     let guarded = true;
@@ -140,16 +145,6 @@ export class Lock {
 
   #handOver(): void {
     this.#owner = this.#waiters.unpark();
-  }
-}
-
-/** Runs `coro`; if it throws, takes back with `undo` what was taken before it. */
-function* orElse(coro: Coroutine<void>, undo: () => void): Coroutine<void> {
-  try {
-    yield* coro;
-  } catch (error) {
-    undo();
-    throw error;
   }
 }
 
@@ -210,7 +205,12 @@ export class Semaphore {
       yield* park(this.#waiters); // release() has handed its slot over
     } else {
       this.#value--;
-      yield* orElse(checkpoint(), () => this.#handOver());
+      try {
+        yield* checkpoint();
+      } catch (error) {
+        this.#handOver();
+        throw error;
+      }
     }
     let held = true;
     return {
@@ -409,7 +409,12 @@ export class Queue<T> {
       if (!(yield* park(this.#putters))) this.#checkOpen();
     } else {
       this.#promised++;
-      yield* orElse(checkpoint(), () => this.#freeSlot());
+      try {
+        yield* checkpoint();
+      } catch (error) {
+        this.#freeSlot();
+        throw error;
+      }
     }
     this.#promised--;
     this.#checkOpen();
@@ -440,7 +445,12 @@ export class Queue<T> {
       if (!(yield* park(this.#getters))) throw closedError("get");
     } else {
       this.#claimed++;
-      yield* orElse(checkpoint(), () => this.#freeItem());
+      try {
+        yield* checkpoint();
+      } catch (error) {
+        this.#freeItem();
+        throw error;
+      }
     }
     this.#claimed--;
     return this.#take();
