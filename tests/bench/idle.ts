@@ -6,7 +6,7 @@
 import { type Options, parseOptions } from "./options.ts";
 import { Server } from "./server.ts";
 import { atMost, median, type Section, skipList, table, targetTable } from "./table.ts";
-import { allVariants, BASE, OURS, pair, type Variant } from "./variants.ts";
+import { allVariants, BASE, fewVariants, onDeno, OURS, type Variant } from "./variants.ts";
 
 /** How many connections. */
 const CONNECTIONS = 5000;
@@ -18,6 +18,8 @@ const BATCH = 100;
 const SETTLE = 500;
 /** What a connection may cost, in KiB. */
 const LIMIT = 9;
+/** The floor: no loop, and as small a buffer as ours. */
+const SMALL: Variant = onDeno("Deno async/await, 512 B", "deno_async.ts", "512");
 
 /** Opens `count` connections; each has one message echoed. */
 async function speak(port: number, count: number): Promise<Deno.Conn[]> {
@@ -62,7 +64,7 @@ export async function benchIdle(options: Options): Promise<Section> {
   const scratch = await Deno.makeTempDir();
   try {
     const skipped: string[] = [];
-    const variants = options.quick ? pair() : await allVariants(scratch, skipped);
+    const variants = [...options.quick ? fewVariants() : await allVariants(scratch, skipped), SMALL];
     const connections = options.quick ? CONNECTIONS / 5 : CONNECTIONS;
     const sizes = new Map<string, number[]>();
     for (let round = 0; round < Math.min(options.rounds, 3); round++) {
@@ -81,7 +83,10 @@ export async function benchIdle(options: Options): Promise<Section> {
         table(["server", "KiB per connection", "ratio"], rows),
         ...skipList(skipped),
       ],
-      targets: [atMost("idle connection", LIMIT, median(sizes.get(OURS) ?? []), " KiB")],
+      targets: [{
+        ...atMost("idle connection", LIMIT, median(sizes.get(OURS) ?? []), " KiB"),
+        floor: median(sizes.get(SMALL.name) ?? []),
+      }],
     };
   } finally {
     await Deno.remove(scratch, { recursive: true });

@@ -169,49 +169,46 @@ function targets(results: readonly Result[]): Target[] {
   const add = (row: Result | undefined, target: (row: Result) => Target) => {
     if (row) list.push(target(row));
   };
-  const time = (row: Result | undefined) => median(row?.times.yieldloop ?? []);
-  const toPromises = (row: Result) => ratio(row, "yieldloop", "promises");
+  const time = (row: Result | undefined, runtime: Runtime = "yieldloop") => median(row?.times[runtime] ?? []);
+  const inTime = (what: string, limit: number, row: Result) => ({
+    ...atMost(what, limit, time(row), " ns"),
+    floor: time(row, "bare"),
+  });
+  const toPromises = (what: string, limit: number, row: Result) => ({
+    ...atMost(`${what} against promises`, limit, ratio(row, "yieldloop", "promises")),
+    floor: row.times.bare.length > 0 ? ratio(row, "bare", "promises") : undefined,
+  });
 
-  add(find("switch", 1000), (row) => atMost("task switch, 1000 tasks", 60, time(row), " ns"));
-  add(find("switch", 1000), (row) => atMost("task switch against await on an async function", 0.6, toPromises(row)));
+  add(find("switch", 1000), (row) => inTime("task switch, 1000 tasks", 60, row));
+  add(find("switch", 1000), (row) => toPromises("task switch, 1000 tasks,", 0.6, row));
   for (const peer of ["effection", "effect"] as const) {
     add(
       find("switch", 1000),
       (row) => atLeast(`task switch, times faster than ${RUNTIMES[peer]}`, 20, ratio(row, peer, "yieldloop")),
     );
   }
-  for (const row of results.filter((one) => one.name === "spawn and join")) {
-    list.push(atMost(title(row), 300, time(row), " ns"));
+  for (const row of results.filter((one) => one.name === "spawn and join")) list.push(inTime(title(row), 300, row));
+  add(find("spawn and join", 1_000_000), (row) => {
+    const few = find("spawn and join", 100);
+    return {
+      ...atMost("spawn and join, growth from 100 to 1,000,000 tasks", 1.2, time(row) / time(few), "", " (flat)"),
+      floor: time(row, "bare") / time(few, "bare"),
+    };
+  });
+  for (const name of ["timer set and fire", "timer set and cancel"] as const) {
+    add(find(name, 100_000), (row) => toPromises(`${name}, 100,000 pending,`, 0.5, row));
   }
-  add(
-    find("spawn and join", 1_000_000),
-    (row) =>
-      atMost(
-        "spawn and join, growth from 100 to 1,000,000 tasks",
-        1.2,
-        time(row) / time(find("spawn and join", 100)),
-        "",
-        " (flat)",
-      ),
-  );
-  add(
-    find("timer set and fire", 100_000),
-    (row) => atMost("timer set and fire against setTimeout, 100,000 pending", 0.5, toPromises(row)),
-  );
-  add(
-    find("timer set and cancel", 100_000),
-    (row) => atMost("timer set and cancel against setTimeout, 100,000 pending", 0.5, toPromises(row)),
-  );
-  add(
-    find("queue put and get", 1),
-    (row) => atMost("queue put and get, room for 1, against promises", 0.5, toPromises(row)),
-  );
-  add(
-    find("queue put and get", 100),
-    (row) => atMost("queue put and get, room for 100, against promises", 0.5, toPromises(row)),
-  );
+  for (const room of [1, 100]) {
+    add(find("queue put and get", room), (row) => toPromises(`queue put and get, room for ${room},`, 0.5, row));
+  }
   for (const name of ["switch at depth", "switch at depth by call"] as const) {
-    add(find(name, 100), (row) => atMost(`${name} 100, to depth 1`, 2, time(row) / time(find("switch at depth", 1))));
+    add(find(name, 100), (row) => {
+      const one = find("switch at depth", 1);
+      return {
+        ...atMost(`${name} 100, to depth 1`, 2, time(row) / time(one)),
+        floor: row.times.bare.length > 0 ? time(row, "bare") / time(one, "bare") : undefined,
+      };
+    });
   }
   return list;
 }

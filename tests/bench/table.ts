@@ -18,8 +18,10 @@ export interface Target {
   wanted: string;
   /** What was measured; null if it could not be. */
   got: number | null;
-  /** The unit of `got`; none for a ratio. */
+  /** The unit of `got` and `floor`; none for a ratio. */
   unit?: string;
+  /** What the least that could be asked for costs in the same run, where that is known. */
+  floor?: number;
   /** Whether it was reached. */
   reached: boolean | null;
 }
@@ -86,11 +88,12 @@ export function figure(value: number): string {
 
 /** The table of targets. */
 export function targetTable(targets: readonly Target[]): string {
-  const rows = targets.map(({ what, wanted, got, unit, reached }) => [
+  const rows = targets.map(({ what, wanted, got, unit = "", floor, reached }) => [
     what,
     wanted,
-    got === null ? "not measured" : `${figure(got)}${unit ?? ""}`,
+    got === null ? "not measured" : `${figure(got)}${unit}`,
+    floor === undefined ? "" : `${figure(floor)}${unit}`,
     reached === null ? "" : reached ? "yes" : "no",
   ]);
-  return table(["what", "target", "measured", "reached"], rows);
+  return table(["what", "target", "measured", "floor", "reached"], rows);
 }

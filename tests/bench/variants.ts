@@ -14,39 +14,52 @@ export interface Variant {
 export const OURS = "yieldloop";
 /** What every ratio is to. */
 export const BASE = "Deno async/await";
+/** The floor of whatever has our API. */
+export const LEAST = "least loop";
 
 const DENO = Deno.execPath();
 const SERVERS = new URL("servers/", import.meta.url).pathname;
 
-/** Our server, and the one in idiomatic Deno. */
-export function pair(): Variant[] {
-  return [
-    { name: OURS, command: [DENO, "run", "--allow-net", `${SERVERS}yieldloop.ts`] },
-    { name: BASE, command: [DENO, "run", "--allow-net", `${SERVERS}deno_async.ts`] },
-  ];
+/** A server that Deno runs. */
+export function onDeno(name: string, script: string, ...args: string[]): Variant {
+  return { name, command: [DENO, "run", "--allow-net", SERVERS + script, ...args] };
+}
+
+/** Our server, the one in idiomatic Deno, and the floor. */
+export function fewVariants(): Variant[] {
+  return [onDeno(OURS, "yieldloop.ts"), onDeno(BASE, "deno_async.ts"), onDeno(LEAST, "least_loop.ts")];
 }
 
 /** Every server this machine can run. A line on stderr, and in `skipped`, says why another is missing. */
 export async function allVariants(scratch: string, skipped: string[]): Promise<Variant[]> {
-  const variants = pair();
-  const add = async (name: string, make: () => Promise<string[]>) => {
-    try {
-      variants.push({ name, command: await make() });
-    } catch (error) {
-      skipped.push(`${name}: ${(error as Error).message}`);
-      console.error(`Skipped ${skipped.at(-1)}`);
-    }
-  };
-  await add("Deno .then()", () => Promise.resolve([DENO, "run", "--allow-net", `${SERVERS}deno_then.ts`]));
-  await add("node:net on Node", async () => [await program("node"), `${SERVERS}node_net.mjs`]);
-  await add("C epoll", () => compile(scratch, "gcc", ["-O2", "-o", `${scratch}/epoll`, `${SERVERS}epoll.c`]));
-  await add("Go", () => compile(scratch, "go", ["build", "-o", `${scratch}/echo_go`, `${SERVERS}echo.go`]));
-  await add("asyncio sock_*", async () => [await python(), `${SERVERS}asyncio_sock.py`]);
-  await add("the article's loop", async () => [await python(), `${SERVERS}article.py`]);
-  await add("uvloop sock_*", async () => [await python("uvloop"), `${SERVERS}asyncio_sock.py`, "uvloop"]);
-  await add("curio", async () => [await python("curio"), `${SERVERS}curio_sock.py`]);
-  await add("trio", async () => [await python("trio"), `${SERVERS}trio_stream.py`]);
+  const variants = [...fewVariants(), onDeno("Deno .then()", "deno_then.ts")];
+  const others: [name: string, make: () => Promise<string[]>][] = [
+    ["node:net on Node", async () => [await program("node"), `${SERVERS}node_net.mjs`]],
+    ["C epoll", () => compile(scratch, "gcc", ["-O2", "-o", `${scratch}/epoll`, `${SERVERS}epoll.c`])],
+    ["Go", () => compile(scratch, "go", ["build", "-o", `${scratch}/echo_go`, `${SERVERS}echo.go`])],
+    ["asyncio sock_*", async () => [await python(), `${SERVERS}asyncio_sock.py`]],
+    ["the article's loop", async () => [await python(), `${SERVERS}article.py`]],
+    ["uvloop sock_*", async () => [await python("uvloop"), `${SERVERS}asyncio_sock.py`, "uvloop"]],
+    ["curio", async () => [await python("curio"), `${SERVERS}curio_sock.py`]],
+    ["trio", async () => [await python("trio"), `${SERVERS}trio_stream.py`]],
+  ];
+  for (const [name, make] of others) await add(variants, skipped, name, make);
   return variants;
+}
+
+/** Adds a variant, if it can be made; otherwise says why not. */
+export async function add(
+  variants: Variant[],
+  skipped: string[],
+  name: string,
+  make: () => Promise<string[]>,
+): Promise<void> {
+  try {
+    variants.push({ name, command: await make() });
+  } catch (error) {
+    skipped.push(`${name}: ${(error as Error).message}`);
+    console.error(`Skipped ${skipped.at(-1)}`);
+  }
 }
 
 /** The programs' versions, for the report. */
@@ -72,9 +85,14 @@ export async function versions(): Promise<string[]> {
 }
 
 async function compile(scratch: string, compiler: string, args: string[]): Promise<string[]> {
-  const { code, stderr } = await output(await program(compiler), args, { cwd: scratch, env: { GO111MODULE: "off" } });
-  if (code !== 0) throw new Error(`${compiler} failed: ${stderr.trim().split("\n")[0]}`);
+  await run(await program(compiler), args, { cwd: scratch, env: { GO111MODULE: "off" } });
   return [args[args.indexOf("-o") + 1]];
+}
+
+/** Runs a program that has to succeed. */
+export async function run(command: string, args: string[], options?: Deno.CommandOptions): Promise<void> {
+  const { code, stderr } = await output(command, args, options);
+  if (code !== 0) throw new Error(`${command} failed: ${stderr.trim().split("\n")[0]}`);
 }
 
 async function program(name: string): Promise<string> {

@@ -24,6 +24,16 @@ function* deep(depth: number, count: number): Coroutine {
   else yield* switches(count);
 }
 
+function* put(items: number[], room: number, item: number): Coroutine {
+  do yield* checkpoint(); while (items.length >= room);
+  items.push(item);
+}
+
+function* get(items: number[]): Generator<Op, number, void> {
+  do yield* checkpoint(); while (items.length === 0);
+  return items.shift()!;
+}
+
 /** Steps all in turn until they have ended. There is room for all in the ring, so it is never full. */
 function run(coros: Coroutine[]): void {
   const mask = 2 ** Math.ceil(Math.log2(coros.length + 1)) - 1;
@@ -55,6 +65,19 @@ export const cases: Cases = {
     const done = start();
     for (let k = times(n); k > 0; k--) run(many(n, nothing));
     return Promise.resolve(done(n * times(n)));
+  },
+  "queue put and get": (n) => {
+    const items: number[] = [];
+    const done = start();
+    run([
+      function* () {
+        for (let i = 0; i < OPS; i++) yield* put(items, n, i);
+      }(),
+      function* () {
+        for (let i = 0; i < OPS; i++) yield* get(items);
+      }(),
+    ]);
+    return Promise.resolve(done(OPS));
   },
   "switch at depth": (n) => {
     const done = start();

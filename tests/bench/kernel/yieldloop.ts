@@ -16,7 +16,7 @@ function* switches(count: number): Coroutine {
 
 function* switchesBehind(gate: yieldloop.Event, count: number): Coroutine {
   yield* gate.wait();
-  yield* switches(count);
+  for (let i = 0; i < count; i++) yield* checkpoint();
 }
 
 function* deep(depth: number, count: number): Coroutine {

@@ -1,0 +1,107 @@
+// The least loop that has this API over Deno's promises: generators yield what they wait for and are stepped in turn, what
+// `recv` returns is the caller's to keep, what `send` was given may be changed at once. There are no tasks, no cancelling,
+// no errors, no fairness and no bound on memory: it is the floor for a loop that has them.
+
+type Op = readonly [name: string, sock: Socket];
+type Coroutine<T = void> = Generator<Op, T, void>;
+
+let ready: Coroutine[] = [];
+let wake = () => {};
+
+function makeReady(coro: Coroutine): void {
+  ready.push(coro);
+  wake();
+}
+
+const SLAB = 65536;
+
+class Socket {
+  #slab = new Uint8Array(SLAB);
+  #from = 0;
+  #to = 0;
+  #eof = false;
+  readonly #out = new Uint8Array(SLAB);
+  #leaving = 0;
+  #writer: Coroutine | null = null;
+
+  constructor(readonly conn: Deno.Conn) {}
+
+  readWait(coro: Coroutine): void {
+    if (SLAB - this.#to < SLAB / 4) {
+      this.#slab = new Uint8Array(SLAB);
+      this.#from = this.#to = 0;
+    }
+    this.conn.read(this.#slab.subarray(this.#to)).then((n) => {
+      if (n === null) this.#eof = true;
+      else this.#to += n;
+      makeReady(coro);
+    });
+  }
+
+  recv(): Uint8Array {
+    const data = this.#eof ? this.#slab.subarray(0, 0) : this.#slab.subarray(this.#from, this.#to);
+    this.#from = this.#to;
+    return data;
+  }
+
+  writeWait(coro: Coroutine): void {
+    if (this.#leaving === 0) makeReady(coro);
+    else this.#writer = coro;
+  }
+
+  send(data: Uint8Array): void {
+    this.#out.set(data);
+    this.#leaving = data.length;
+    this.#write(0);
+  }
+
+  #write(from: number): void {
+    this.conn.write(this.#out.subarray(from, this.#leaving)).then((n) => {
+      if (from + n < this.#leaving) return this.#write(from + n);
+      this.#leaving = 0;
+      if (this.#writer) makeReady(this.#writer);
+      this.#writer = null;
+    });
+  }
+}
+
+const ops = new Map<string, (coro: Coroutine, sock: Socket) => void>([
+  ["read_wait", (coro, sock) => sock.readWait(coro)],
+  ["write_wait", (coro, sock) => sock.writeWait(coro)],
+]);
+
+function* recv(sock: Socket): Coroutine<Uint8Array> {
+  yield ["read_wait", sock];
+  return sock.recv();
+}
+
+function* send(sock: Socket, data: Uint8Array): Coroutine {
+  yield ["write_wait", sock];
+  sock.send(data);
+}
+
+function* echo(sock: Socket): Coroutine {
+  while (true) {
+    const data = yield* recv(sock);
+    if (data.length === 0) break;
+    yield* send(sock, data);
+  }
+  sock.conn.close();
+}
+
+async function loop(): Promise<void> {
+  while (true) {
+    const now = ready;
+    ready = [];
+    for (const coro of now) {
+      const { done, value } = coro.next();
+      if (!done) ops.get(value[0])!(coro, value[1]);
+    }
+    if (ready.length === 0) await new Promise<void>((resolve) => wake = resolve);
+  }
+}
+
+const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+console.log(`listening on 127.0.0.1:${listener.addr.port}`);
+loop();
+for await (const conn of listener) makeReady(echo(new Socket(conn)));
