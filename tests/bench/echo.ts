@@ -39,17 +39,16 @@ interface Sample extends Seen {
 /** By name of the variant: its samples, one a round. */
 type Samples = Map<string, Sample[]>;
 
-/** How many messages to measure, by size: about half a second of work each. */
-const MESSAGES: Record<number, number> = { 64: 40_000, 1024: 40_000, 16384: 20_000, 102400: 5_000 };
-/** How much more there is to do with a pipeline of 16, where a message costs a fraction. */
-const PIPELINED = 5;
+/** How many pipelines of messages to measure, by the size of a message: about half a second of work each. */
+const PIPELINES: Record<number, number> = { 64: 40_000, 1024: 40_000, 16384: 20_000, 102400: 8_000 };
+/** By how many connections a server is warmed up with as many: until it has met each message often, it still compiles. */
+const WARM_UP_CONNECTIONS = 50;
 
 /** So many connections that what it takes to accept them shows. */
 const MANY = 500;
 
 function scenario(size: number, connections: number, pipeline: number, everybody = false): Scenario {
-  const messages = MESSAGES[size] * (pipeline > 1 ? PIPELINED : 1) *
-    (connections === 1 ? 0.5 : connections >= MANY ? 1.5 : 1);
+  const messages = PIPELINES[size] * pipeline * (connections === 1 ? 0.25 : connections >= MANY ? 1.5 : 1);
   const bytes = size < 1024 ? `${size} B` : `${size / 1024} KiB`;
   const name = `${bytes}, ${connections} ${connections === 1 ? "connection" : "connections"}, pipeline ${pipeline}`;
   return { name, size, connections, pipeline, messages, everybody };
@@ -84,7 +83,9 @@ async function measure(variant: Variant, load: Scenario): Promise<Sample> {
   const server = await Server.start(variant);
   try {
     const short = load.connections * load.pipeline;
-    await drive(server.port, { ...load, messages: Math.max(load.messages / 2, short) });
+    const warmUp = PIPELINES[load.size] * load.pipeline;
+    await drive(server.port, { ...load, connections: WARM_UP_CONNECTIONS, messages: warmUp });
+    if (load.connections >= MANY) await drive(server.port, { ...load, messages: short });
     const before = server.cpu();
     if (load.connections >= MANY) await drive(server.port, { ...load, messages: short });
     const between = server.cpu();

@@ -12,7 +12,7 @@ import { benchStart } from "./start.ts";
 import { type Section, targetTable } from "./table.ts";
 import { versions } from "./variants.ts";
 
-const BENCHMARKS = { echo: benchEcho, idle: benchIdle, kernel: benchKernel, start: benchStart };
+const BENCHMARKS = { kernel: benchKernel, start: benchStart, idle: benchIdle, echo: benchEcho };
 const RESULTS = new URL("RESULTS.md", import.meta.url);
 
 async function report(sections: Section[], minutes: number, options: Options): Promise<string> {
