@@ -1408,12 +1408,17 @@ export class CancelScope {
 
   /** Brings `_cancelledBy` up to date here and below, and interrupts the tasks that wait there. */
   #spread(): void {
-    let changed = this.#update();
+    const waiting: Task<any>[] = [];
+    let changed = false;
     // Below a scope for which nothing changed, nothing changes.
-    for (let m = following(this, this, !changed); m; m = following(m, this, !changed)) {
+    // deno-lint-ignore no-this-alias -- a walk down the tree starts here
+    for (let m: Member | null = this; m; m = following(m, this, !changed)) {
       changed = m instanceof CancelScope && m.#update();
-      if (m instanceof Task && m._scope === m._parent) m._parent.#interrupt(m);
+      const task = m instanceof Task ? m : m.#task;
+      if (task?._op) waiting.push(task);
     }
+    // Only now: taking an op back may call the program, which may cancel tasks, and that moves them in the tree.
+    for (const task of waiting) if (task._scope._cancelledBy) this.#loop._interrupt(task, task._scope._cancelledBy);
   }
 
   /** Brings its own up to date, and says whether that has changed it. */
@@ -1422,12 +1427,7 @@ export class CancelScope {
     const by = outer ?? (this.#cancelCalled ? this : null);
     const changed = by !== this._cancelledBy;
     this._cancelledBy = by;
-    if (this.#task?._scope === this) this.#interrupt(this.#task);
     return changed;
-  }
-
-  #interrupt(task: Task<any>): void {
-    if (this._cancelledBy) this.#loop._interrupt(task, this._cancelledBy);
   }
 
   /** @internal Cancels what is past its deadline, from here outward. */

@@ -1167,6 +1167,42 @@ Deno.test("C3 a tree of tasks far deeper than the stack is cancelled as one, and
   });
 });
 
+Deno.test("C3 a cancellation reaches every task, though taking back the op of one cancels others", async () => {
+  for (const inBlock of [false, true]) {
+    for (let whom = 0; whom < 6; whom++) {
+      await simulate(function* ({ loop, world }) {
+        const tasks: Task[] = [];
+        const wrap = (coro: Coroutine<any>) => inBlock ? cancelScope(() => coro) : coro;
+        const cancelling = until((signal) =>
+          new Promise(() => signal.addEventListener("abort", () => tasks[whom].cancel("on the way")))
+        );
+        yield* cancelScope(function* (scope) {
+          tasks[0] = loop.createTask(
+            taskGroup(function* (group) {
+              tasks[1] = group.createTask(wrap(sleep(1e6)));
+              tasks[2] = group.createTask(wrap(cancelling));
+              tasks[3] = group.createTask(wrap(sleep(1e6)));
+              tasks[4] = group.createTask(wrap(sleep(1e6)));
+              yield* sleep(1e6);
+            }),
+            { scope },
+          );
+          tasks[5] = loop.createTask(wrap(sleep(1e6)), { scope });
+          yield* sleep(1);
+          scope.cancel();
+        });
+        for (const task of tasks) yield* task.wait();
+        assertEquals(
+          [tasks.map((task) => task.cancelled), world.now()],
+          [Array(6).fill(true), 1],
+          `${inBlock} ${whom}`,
+        );
+        assertEquals([[...loop.tasks].length, loop._timers.length], [1, 0]);
+      });
+    }
+  }
+});
+
 Deno.test("C2 a raw yield is a place to be cancelled like any other", async () => {
   await simulate(function* () {
     const task = yield* cancelledTask((function* (): Coroutine {
