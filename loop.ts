@@ -583,11 +583,11 @@ export class Loop {
   /** The article's `getattr(self, op)(*args)`. */
   #perform(task: Task<any>, op: Op): void {
     if (this.#trace) this.#tell(task, op);
-    const scope = task._scope;
-    if (scope._timed && this._timers.first) this.#expire(scope, this._timers.first.time);
-    if (scope._cancelledBy) {
+    if (task._scope._timed && this._timers.first) this.#expire(task._scope, this._timers.first.time);
+    const by = task._scope._cancelledBy; // Of the scope it is in now: what expires may give it one of its own.
+    if (by) {
       hush(op);
-      return task._swallows ? this.#giveUp(task) : this.#deliver(task, scope._cancelledBy);
+      return task._swallows ? this.#giveUp(task) : this.#deliver(task, by);
     }
     if (op === CHECKPOINT) return this.ready.append(task); // what its handler does, for the most frequent op of all
     const handler = Array.isArray(op) ? this.#ops.get(op[0]) : undefined;

@@ -855,6 +855,33 @@ Deno.test("C8 shield with a timeout bounds cleanup", async () => {
   });
 });
 
+Deno.test("C8 a task that is cancelled as its op lets a deadline outside its shield expire begins no wait", async () => {
+  await simulate(function* ({ loop, world }) {
+    let task!: Task;
+    yield* cancelScope(function* (scope) {
+      const cancelling = new Promise(() => {});
+      loop.createTask(
+        until((signal) => {
+          signal.addEventListener("abort", () => task.cancel());
+          return cancelling;
+        }),
+        { scope },
+      );
+      yield* cancelScope(function* (hidden) {
+        task = loop.createTask(
+          (function* () {
+            world.hold(20);
+            yield* sleep(1e6);
+          })(),
+          { scope: hidden },
+        );
+        yield* task.wait();
+      }, { shield: true });
+    }, { timeout: 10 });
+    assertEquals([task.cancelled, world.now()], [true, 20]);
+  });
+});
+
 // ---- C9 ----------------------------------------------------------------------------------------------------------
 
 Deno.test("C9 a scope absorbs its own Cancelled, and says so", async () => {
