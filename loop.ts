@@ -1434,7 +1434,7 @@ export class CancelScope {
   _expire(now: number): void {
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
-      if (scope.#deadline <= now) scope.cancel(DEADLINE);
+      if (scope.#deadline <= now && !scope.#left) scope.cancel(DEADLINE);
     }
   }
 

@@ -328,6 +328,28 @@ Deno.test("T4 a block that was shielded when its time was up, and finished, is n
   });
 });
 
+Deno.test("T4 the deadline of a block that was left is over, also for a task that outlives the block", async () => {
+  await simulate(function* ({ loop, world }) {
+    let left!: CancelScope;
+    let task!: Task<string>;
+    yield* cancelScope(function* (scope) {
+      left = scope;
+      task = loop.createTask(
+        (function* () {
+          yield* sleep(20);
+          world.hold(10);
+          yield* checkpoint();
+          return "done";
+        })(),
+        { scope },
+      );
+      yield* checkpoint();
+    }, { timeout: 10 });
+    loop.createTask(sleep(25)); // is due at that checkpoint, so that deadlines are looked at there
+    assertEquals([yield* task.join(), left.cancelCalled], ["done", false]);
+  });
+});
+
 Deno.test("T4 an outer deadline that passed meanwhile fires at the next op", async () => {
   await simulate(function* ({ world }) {
     const said: string[] = [];
