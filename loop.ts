@@ -1471,6 +1471,7 @@ export class CancelScope {
 
   /** @internal The block has been left. */
   _leave(): void {
+    if (this.#left) return; // Its task was given up, and somebody returns the coroutine by hand.
     this.#left = true;
     if (this.#timer) this.#loop._timers.remove(this.#timer);
     this.#timer = null;

@@ -306,6 +306,26 @@ Deno.test("C2 a task that was given up leaves no timer, and its loop can be used
   assertEquals(errors.length, 1);
 });
 
+Deno.test("C2 who returns the coroutine of a task that was given up by hand leaves the other tasks in reach", async () => {
+  await simulate(function* ({ loop }) {
+    const coro = cancelScope(function* () {
+      for (;;) {
+        try {
+          yield* sleep(1);
+        } catch {
+          // Goes on.
+        }
+      }
+    });
+    yield* cancelledTask(coro);
+    const other = loop.createTask(sleep(1e6));
+    coro.return(undefined);
+    assertEquals([...loop.tasks].map(String), ['task 1 "main"', String(other)]);
+    other.cancel();
+    yield* other.wait();
+  }, { errors: [] });
+});
+
 Deno.test("C2 timeouts in a shield do not hide a task that swallows its cancellation for ever", async () => {
   const errors: Simulation["errors"] = [];
   let rounds = 0;
