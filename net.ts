@@ -533,10 +533,10 @@ export class Socket extends Pollable implements SocketLike {
   #read(): void {
     const rest = this.#slab.length - this.#to;
     const full = this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2);
+    // Who fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
+    if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
+    this.#slabSize = Math.max(this.#slabSize, this.#readSize);
     if (full || this.#slab.length !== this.#slabSize) {
-      // Who fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
-      if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
-      this.#slabSize = Math.max(this.#slabSize, this.#readSize);
       this.#slab = new Uint8Array(this.#slabSize);
       this.#given = this.#from = this.#to = 0;
     }

@@ -329,14 +329,17 @@ Deno.test("N7 a socket reads once, when it is first watched, and not again until
 });
 
 /** How large the reads get when the peer fills each by `share`, as `sizes` of them. */
-async function sizesOfReads(shares: ((size: number) => number)[]): Promise<number[]> {
+async function sizesOfReads(
+  shares: ((size: number) => number)[],
+  take = (sock: Socket, size: number): unknown => sock.recv(size),
+): Promise<number[]> {
   const { conn, sock, selector } = fake();
   selector.register(sock, EVENT_READ);
   for (const share of shares) {
     await selector.select(0);
     const size = conn.readSizes.at(-1)!;
     await conn.arrive(share(size));
-    sock.recv(size);
+    take(sock, size);
   }
   sock.abort();
   selector.close();
@@ -350,6 +353,12 @@ Deno.test("N7 reads grow with bulk up to 64 KiB, and shrink again", async () => 
   const sizes = await sizesOfReads([full, full, full, full, ...new Array(40).fill(few)]);
   for (const size of [64 * KB, 16 * KB, 4 * KB, KB, FIRST]) assert(sizes.slice(4).includes(size), `${sizes}`);
   assertEquals(sizes.findLastIndex((size) => size > FIRST), 4 + 31); // Eight small ones for each step down.
+});
+
+Deno.test("N7 reads grow with bulk for recvInto as well", async () => {
+  const full = (size: number) => size;
+  const take = (sock: Socket, size: number) => sock.recvInto(new Uint8Array(size));
+  assertEquals(await sizesOfReads([full, full, full, full, full], take), [FIRST, 2 * KB, 8 * KB, 32 * KB, 64 * KB]);
 });
 
 Deno.test("N7 once the size is found, messages of one size are not cut in two", async () => {
