@@ -22,6 +22,7 @@ const REPLIES_FULL = 16384;
 
 const encoder = new TextEncoder();
 const text = (words: string) => encoder.encode(words);
+const size = (parts: Uint8Array[]) => parts.reduce((sum, part) => sum + part.length, 0);
 /** Each byte is a character of its own, so that any bytes are a key. */
 const latin1 = new TextDecoder("latin1");
 
@@ -68,7 +69,7 @@ function integer(n: number): Uint8Array {
 }
 
 function concat(parts: Uint8Array[]): Uint8Array {
-  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  const whole = new Uint8Array(size(parts));
   let at = 0;
   for (const part of parts) {
     whole.set(part, at);
@@ -120,14 +121,12 @@ function* handle(sock: Socket): Coroutine {
   const stream = new Stream(sock);
   sock.setNoDelay();
   const replies: Uint8Array[] = [];
-  let waiting = 0;
   try {
     for (let words; (words = yield* readCommand(stream)) !== null;) {
-      if (words.length > 0) waiting += replies[replies.push(answer(words)) - 1].length;
+      if (words.length > 0) replies.push(answer(words));
       // The answers to commands that came together leave together: to send costs more than all the rest.
-      if (stream.buffered > 0 && replies.length < REPLIES_MAX && waiting < REPLIES_FULL) continue;
-      yield* stream.write(concat(replies.splice(0)));
-      waiting = 0;
+      const full = replies.length >= REPLIES_MAX || size(replies) >= REPLIES_FULL;
+      if (stream.buffered === 0 || full) yield* stream.write(concat(replies.splice(0)));
     }
   } catch (error) {
     if (error instanceof IncompleteReadError) return; // It left in the middle of a command.
