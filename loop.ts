@@ -15,7 +15,8 @@
  *
  * - It knows nothing of the platform. It reads time from its `clock`, sleeps in `selector.select()` and nowhere else,
  *   and leaves sockets to the network it was given. `net.ts` supplies the three.
- * - A *turn* has three *bands*: I/O, time, ready tasks. What a band makes ready runs in the next turn.
+ * - A *turn* has three *bands*: I/O, time, ready tasks. The third gives one step to each task that is ready when it
+ *   begins; what becomes ready by that runs in the next turn.
  * - Every op goes through `ready`, and every op is a cancellation point.
  * - Almost nothing interesting happens here. What can be built from ops is built from ops, in another file.
  *
@@ -47,8 +48,8 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
 }
 
 /**
- * The coroutine that yields one op and returns what it is answered: everything a task of this library waits for passes
- * here.
+ * The coroutine that yields one op and returns what it is answered. Everything a task of this library waits for passes
+ * here, but for the socket operations of {@linkcode Loop}, which yield their ops plainly, as the article's do.
  *
  * Discussion: it is what `function* perform(op) { return yield op; }` makes, written out, since making and resuming a
  * generator takes the engine twice as long, and this is done at every switch of tasks (`deno task bench` has the figure).
@@ -574,9 +575,9 @@ export class Loop {
     try {
       result = task._step();
     } catch (error) {
-      return this.#ended(task, error, true);
+      return this.#finish(task, error, true);
     }
-    if (result.done) this.#ended(task, result.value, false);
+    if (result.done) this.#finish(task, result.value, false);
     else this.#perform(task, result.value);
   }
 
@@ -591,7 +592,7 @@ export class Loop {
     }
     if (op === CHECKPOINT) return this.ready.append(task); // what its handler does, for the most frequent op of all
     const handler = Array.isArray(op) ? this.#ops.get(op[0]) : undefined;
-    task._op = handler ? op : CHECKPOINT;
+    task._op = handler ? op : CHECKPOINT; // A mistake waits as a checkpoint does, so that it can be failed like any op.
     try {
       if (!handler) throw misuse(op, this.#ops);
       if (op.length <= 2) handler.start(task, op[1]);
@@ -602,7 +603,7 @@ export class Loop {
     }
   }
 
-  #ended(task: Task<any>, value: unknown, threw: boolean): void {
+  #finish(task: Task<any>, value: unknown, threw: boolean): void {
     this.#live--;
     if (task._end(value, threw)) this.#failed.push(task);
   }
@@ -661,9 +662,9 @@ export class Loop {
   }
 
   /** A deadline that passed since the time band counts at the op. None did if it is not yet time for the first timer. */
-  #expire(scope: CancelScope, first: number): void {
+  #expire(scope: CancelScope, firstDue: number): void {
     const now = this.time();
-    if (first <= now) scope._expire(now);
+    if (firstDue <= now) scope._expire(now);
   }
 
   #fireTimers(): void {
@@ -769,7 +770,7 @@ export class Loop {
     task._reported = true;
     this._report(error, task);
     for (let scope = task._scope; scope !== task._parent; scope = scope._parent!) scope._leave();
-    this.#ended(task, error, true);
+    this.#finish(task, error, true);
   }
 
   // ---- Reports -------------------------------------------------------------------------------------------------
@@ -974,7 +975,10 @@ const NO_CALLERS: Coroutine<any>[] = [];
 export interface TaskOptions {
   /** The task's name in messages and traces. Default: `Task-` and its id. */
   name?: string;
-  /** The scope the task lives in: cancelled with it. Default: the loop's own, which `run` cancels when it ends. */
+  /**
+   * The scope the task lives in: cancelled with it. Default: the loop's own, which `run` cancels when it ends. A task that
+   * outlives the block of its scope is left to the scopes around that block.
+   */
   scope?: CancelScope;
 }
 
@@ -998,16 +1002,16 @@ export class Task<T = any> implements PromiseLike<T> {
   _interruptedBy: CancelScope | null = null;
   /** @internal The innermost scope it is in. */
   _scope: CancelScope;
-  /** @internal The tree of scopes: the one it was born in, and its neighbours there. */
+  /** @internal The scope that holds it (it was born there, or it is its own), and its neighbours there. */
   _parent!: CancelScope;
   /** @internal */
   _before: Member | null = null;
   /** @internal */
   _after: Member | null = null;
-  /** @internal Its place in a `ParkingLot`. */
-  _previous: Task<any> | null = null;
+  /** @internal Its neighbours in the `ParkingLot` it waits in. */
+  _aheadInLot: Task<any> | null = null;
   /** @internal */
-  _next: Task<any> | null = null;
+  _behindInLot: Task<any> | null = null;
   /** @internal What its op needs to be taken back: a timer, or the token of an `until`. */
   _pending: unknown = null;
   /** @internal Task locals, shared with the parent until one of them sets one. */
@@ -1023,10 +1027,10 @@ export class Task<T = any> implements PromiseLike<T> {
   #lastCancelled: Cancelled | null = null;
   /** How often each of the scopes it is in has thrown it a `Cancelled`. */
   #thrown: Map<CancelScope, number> | null = null;
-  /** The scope it is alone in: most tasks are never cancelled by themselves, and need none. */
+  /** A scope around this task alone, made by the first `cancel()`: most tasks never need one. */
   #own: CancelScope | null = null;
   #cancelled = false;
-  #ended: ParkingLot | null = null;
+  #joiners: ParkingLot | null = null;
   #callbacks: ((task: Task<T>) => void)[] | null = null;
   #promise: Promise<T> | null = null;
 
@@ -1082,7 +1086,7 @@ export class Task<T = any> implements PromiseLike<T> {
   *join(): Coroutine<T> {
     this._watchers++;
     try {
-      yield* this.#end();
+      yield* this.#untilEnded();
     } catch (error) {
       this.loop._unwatch(this); // The joiner gave up; somebody else has to hear of the task's error.
       throw error;
@@ -1092,11 +1096,11 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** Waits until the task has ended, whichever way, its cleanup included. */
   *wait(): Coroutine<void> {
-    yield* this.#end(); // asked for when the wait begins, not when its coroutine is made: the task may end in between
+    yield* this.#untilEnded(); // asked for when the wait begins, not when its coroutine is made: the task may end in between
   }
 
-  #end(): Coroutine<void> {
-    return this.done ? checkpoint() : park(this.#ended ??= new ParkingLot(this));
+  #untilEnded(): Coroutine<void> {
+    return this.done ? checkpoint() : park(this.#joiners ??= new ParkingLot(this));
   }
 
   /**
@@ -1111,10 +1115,10 @@ export class Task<T = any> implements PromiseLike<T> {
   #enclose(): CancelScope {
     const outer = this._parent;
     const own = new CancelScope(this.loop, null, outer);
-    let block = this._scope;
-    while (block !== outer && block._parent !== outer) block = block._parent!;
-    if (block === outer) this._scope = own;
-    else own._adopt(block);
+    let outermost = this._scope; // of the blocks it is in; `outer` itself if it is in none
+    while (outermost !== outer && outermost._parent !== outer) outermost = outermost._parent!;
+    if (outermost === outer) this._scope = own;
+    else own._adopt(outermost);
     own._adopt(this);
     return own;
   }
@@ -1226,7 +1230,7 @@ export class Task<T = any> implements PromiseLike<T> {
     this.#cancelled = threw && value instanceof Cancelled && this.#isOwn(value);
     this._parent._remove(this);
     this.#own?._leave();
-    this.#ended?.unparkAll();
+    this.#joiners?.unparkAll();
     for (const callback of this.#callbacks ?? []) {
       try {
         callback(this);
@@ -1234,7 +1238,7 @@ export class Task<T = any> implements PromiseLike<T> {
         this.loop._report(error, this);
       }
     }
-    this.#callbacks = this.#ended = null;
+    this.#callbacks = this.#joiners = null;
     this.#lastCancelled = this.#thrown = null;
     return threw && !this.#cancelled;
   }
@@ -1421,7 +1425,7 @@ export class CancelScope {
     for (const task of waiting) if (task._scope._cancelledBy) this.#loop._interrupt(task, task._scope._cancelledBy);
   }
 
-  /** Brings its own up to date, and says whether that has changed it. */
+  /** Works out `_cancelledBy` anew, and says whether that has changed it. */
   #update(): boolean {
     const outer = this.#shield ? null : this._parent?._cancelledBy ?? null;
     const by = outer ?? (this.#cancelCalled ? this : null);
@@ -1453,7 +1457,7 @@ export class CancelScope {
     this.#last = member;
   }
 
-  /** @internal Takes `member` out. A scope whose block has been left goes with the last one. */
+  /** @internal Takes `member` out. A scope whose block was left goes as soon as nothing is in it. */
   _remove(member: Member): void {
     if (member._before) member._before._after = member._after;
     else this._first = member._after;
@@ -1610,7 +1614,7 @@ interface Timer {
   time: number;
   readonly target: Task<any> | CancelScope;
   /** The order in which timers were set, to tell equal times apart. */
-  order: number;
+  readonly order: number;
   /** Where it stands in the heap; -1 if it does not. */
   index: number;
 }
@@ -1707,7 +1711,7 @@ export class ParkingLot<T = void> {
   readonly #for: unknown;
   /** How many tasks are parked. */
   length = 0;
-  // A ring of tasks linked through themselves: a task parks in one lot at a time, and leaves the middle in O(1).
+  // A list of tasks linked through themselves: a task parks in one lot at a time, and leaves the middle in O(1).
   #first: Task<any> | null = null;
   #last: Task<any> | null = null;
 
@@ -1740,8 +1744,8 @@ export class ParkingLot<T = void> {
 
   /** @internal */
   _add(task: Task<any>): void {
-    task._previous = this.#last;
-    if (this.#last) this.#last._next = task;
+    task._aheadInLot = this.#last;
+    if (this.#last) this.#last._behindInLot = task;
     else this.#first = task;
     this.#last = task;
     this.length++;
@@ -1750,11 +1754,11 @@ export class ParkingLot<T = void> {
 
   /** @internal */
   _remove(task: Task<any>): void {
-    if (task._previous) task._previous._next = task._next;
-    else this.#first = task._next;
-    if (task._next) task._next._previous = task._previous;
-    else this.#last = task._previous;
-    task._previous = task._next = null;
+    if (task._aheadInLot) task._aheadInLot._behindInLot = task._behindInLot;
+    else this.#first = task._behindInLot;
+    if (task._behindInLot) task._behindInLot._aheadInLot = task._aheadInLot;
+    else this.#last = task._aheadInLot;
+    task._aheadInLot = task._behindInLot = null;
     this.length--;
     task.loop._parked--;
   }

@@ -913,7 +913,7 @@ Deno.test("K13 a hundred thousand tasks leave nothing behind", async () => {
       yield* sleep(1);
     }
     assertEquals([...loop.tasks].length, 1);
-    // In the tree of scopes there are the root and this task's.
+    // In the tree of scopes there are the root and this task.
     assertEquals([...currentTask()._parent._walk()].length, 2);
   })());
   assertEquals(ended, 100_000);
