@@ -32,7 +32,11 @@ export function fewVariants(): Variant[] {
 
 /** Every server this machine can run. A line on stderr, and in `skipped`, says why another is missing. */
 export async function allVariants(scratch: string, skipped: string[]): Promise<Variant[]> {
-  const variants = [...fewVariants(), onDeno("Deno .then()", "deno_then.ts")];
+  const variants = [
+    ...fewVariants(),
+    onDeno("yieldloop, sockRecvInto", "yieldloop_into.ts"),
+    onDeno("Deno .then()", "deno_then.ts"),
+  ];
   const others: [name: string, make: () => Promise<string[]>][] = [
     ["node:net on Node", async () => [await program("node"), `${SERVERS}node_net.mjs`]],
     ["C epoll", () => compile(scratch, "gcc", ["-O2", "-o", `${scratch}/epoll`, `${SERVERS}epoll.c`])],
