@@ -19,6 +19,7 @@ class Socket {
   #slab = new Uint8Array(SLAB);
   #from = 0;
   #to = 0;
+  #last = 0;
   #eof = false;
   readonly #out = new Uint8Array(SLAB);
   #leaving = 0;
@@ -27,13 +28,13 @@ class Socket {
   constructor(readonly conn: Deno.Conn) {}
 
   readWait(coro: Coroutine): void {
-    if (SLAB - this.#to < SLAB / 4) {
+    if (SLAB - this.#to <= Math.max(this.#last, SLAB / 4)) { // A message cut in two is held back by TCP.
       this.#slab = new Uint8Array(SLAB);
       this.#from = this.#to = 0;
     }
     this.conn.read(this.#slab.subarray(this.#to)).then((n) => {
       if (n === null) this.#eof = true;
-      else this.#to += n;
+      else this.#to += this.#last = n;
       makeReady(coro);
     });
   }
