@@ -376,7 +376,8 @@ export class Loop {
   }
 
   /**
-   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream.
+   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. With messages of some
+   * kilobytes it is the cheaper way to read: what `sockRecv` returns is fresh memory, each time.
    *
    * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
    */
