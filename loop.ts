@@ -52,7 +52,7 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
  * here, but for the socket operations of {@linkcode Loop}, which yield their ops plainly, as the article's do.
  *
  * Discussion: it is what `function* perform(op) { return yield op; }` makes, written out, since making and resuming a
- * generator takes the engine twice as long, and this is done at every switch of tasks (`deno task bench` has the figure).
+ * generator takes the engine longer, and this is done at every switch of tasks.
  */
 class SingleOp {
   #op: Op | null;
@@ -908,6 +908,7 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
     return new TypeError(`${cannot} a function: call it, as in ${asIn(`${thing.name || "f"}()`)}`);
   }
   if (typeof thing?.then === "function") {
+    hush(thing); // Its own error must not end the program: the mistake is another.
     return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
   }
   return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
@@ -933,7 +934,7 @@ export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
 
-/** The task is cancelled, so nobody will wait for the promises in `op`: their errors must not end the program. */
+/** Nobody will wait for the promises in `op`: their errors must not end the program. */
 function hush(op: unknown): void {
   for (const part of Array.isArray(op) ? op : [op]) if (part instanceof Promise) part.catch(() => {});
 }

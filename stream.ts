@@ -30,6 +30,7 @@ import {
   cancelScope,
   checkDuration,
   checkpoint,
+  checkRunnable,
   ClosedError,
   type Coroutine,
   type ListenerLike,
@@ -707,12 +708,7 @@ class Server<S extends StreamSocket> {
 
   *#handle(sock: S, addr: Addr): Coroutine<void> {
     try {
-      const coro = this.#handler(sock, addr);
-      if (typeof coro?.[Symbol.iterator] !== "function") {
-        if (coro as unknown instanceof Promise) (coro as unknown as Promise<unknown>).catch(() => {}); // It may fail, too.
-        throw new TypeError("Cannot serve a connection: the handler must be a function* or return a coroutine");
-      }
-      yield* coro;
+      yield* checkRunnable(this.#handler(sock, addr));
     } catch (error) {
       if (error instanceof Cancelled || !this.#options.onError) throw error; // The loop tells its own onError.
       this.#options.onError(error, addr);

@@ -870,7 +870,7 @@ Deno.test("G5 what is no coroutine is refused, and the group goes on", async () 
 });
 
 Deno.test("G5 a block given what is no coroutine says what to give it", async () => {
-  const promise: any = Promise.resolve();
+  const promise: any = Promise.reject(new Error("unheard")); // Nobody hears of it, and it must not end the program.
   const blocks: [block: () => Coroutine<any>, message: string][] = [
     [() => failAfter(1, after as any), "Cannot run a function: call it, as in after()"],
     [() => moveOnAfter(1, promise), "Cannot run a promise: wrap it, as in until(promise)"],

@@ -214,10 +214,7 @@ Deno.test("N12 a handler that is no coroutine function is a clear error, a conne
     yield* turns(10);
     assert(sock.closed);
     assertInstanceOf(reports[0].error, TypeError);
-    assertEquals(
-      reports[0].error.message,
-      "Cannot serve a connection: the handler must be a function* or return a coroutine",
-    );
+    assertEquals(reports[0].error.message, "Cannot run a promise: wrap it, as in until(promise)");
   });
 });
 
