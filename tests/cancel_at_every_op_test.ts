@@ -21,7 +21,7 @@ import {
   TimeoutError,
   until,
 } from "../mod.ts";
-import { disturb, type Lab, type Scenario } from "./every_op.ts";
+import { type Scenario, testAtEveryOp } from "./every_op.ts";
 
 function bytes(n: number): Uint8Array {
   return Uint8Array.from({ length: n }, (_, i) => i);
@@ -382,17 +382,8 @@ const SCENARIOS: Record<string, Scenario> = {
   },
 };
 
-const RULES = {
+testAtEveryOp(SCENARIOS, {
   cancel: "C1 C2 C6 C7 G4",
   timeout: "T1 T2 T5",
   error: "G2 G3 S2",
-} as const;
-
-for (const [name, scenario] of Object.entries(SCENARIOS)) {
-  for (const kind of ["cancel", "timeout", "error"] as const) {
-    Deno.test(`${RULES[kind]} ${kind} at every op: ${name}`, async () => {
-      const runs = await disturb((lab: Lab) => scenario(lab), kind);
-      assert(runs >= 6, `only ${runs} runs`);
-    });
-  }
-}
+});

@@ -392,7 +392,7 @@ async function attempt(scenario: Scenario, fault: Fault): Promise<Trial> {
 }
 
 /** Runs `scenario` undisturbed, then with every cancellation, every timeout or every error; says how many runs it took. */
-export async function disturb(scenario: Scenario, kind: "cancel" | "timeout" | "error"): Promise<number> {
+async function disturb(scenario: Scenario, kind: "cancel" | "timeout" | "error"): Promise<number> {
   const { moments, ops } = await attempt(scenario, { kind: "nothing" });
   const faults: Fault[] = [];
   if (kind === "error") { for (let op = 0; op < ops; op++) faults.push({ kind, op }); }
@@ -402,4 +402,19 @@ export async function disturb(scenario: Scenario, kind: "cancel" | "timeout" | "
   }
   for (const fault of faults) assert((await attempt(scenario, fault)).struck, `${JSON.stringify(fault)} never came`);
   return faults.length;
+}
+
+/** A test for each scenario and each kind of fault; `rules` are the numbers its name begins with. */
+export function testAtEveryOp(
+  scenarios: Readonly<Record<string, Scenario>>,
+  rules: Readonly<Record<"cancel" | "timeout" | "error", string>>,
+): void {
+  for (const [name, scenario] of Object.entries(scenarios)) {
+    for (const kind of ["cancel", "timeout", "error"] as const) {
+      Deno.test(`${rules[kind]} ${kind} at every op: ${name}`, async () => {
+        const runs = await disturb(scenario, kind);
+        assert(runs >= 6, `only ${runs} runs`);
+      });
+    }
+  }
 }

@@ -18,7 +18,7 @@ import {
   Stream,
   taskGroup,
 } from "../mod.ts";
-import { disturb, type Lab, type Scenario } from "./every_op.ts";
+import { type Lab, type Scenario, testAtEveryOp } from "./every_op.ts";
 import { FakeSocket } from "./world.ts";
 
 const ADDR = { transport: "tcp", hostname: "127.0.0.1", port: 1 } as const;
@@ -137,17 +137,8 @@ const SCENARIOS: Record<string, Scenario> = {
   },
 };
 
-const RULES = {
+testAtEveryOp(SCENARIOS, {
   cancel: "C7 N12 ST2",
   timeout: "T1 N12 ST2",
   error: "G2 N12",
-} as const;
-
-for (const [name, scenario] of Object.entries(SCENARIOS)) {
-  for (const kind of ["cancel", "timeout", "error"] as const) {
-    Deno.test(`${RULES[kind]} ${kind} at every op: ${name}`, async () => {
-      const runs = await disturb((lab: Lab) => scenario(lab), kind);
-      assert(runs >= 6, `only ${runs} runs`);
-    });
-  }
-}
+});

@@ -34,7 +34,7 @@ export function fewVariants(): Variant[] {
 export async function allVariants(scratch: string, skipped: string[]): Promise<Variant[]> {
   const variants = [
     ...fewVariants(),
-    onDeno("yieldloop, sockRecvInto", "yieldloop_into.ts"),
+    onDeno("yieldloop, sockRecvInto", "yieldloop.ts", "into"),
     onDeno("Deno .then()", "deno_then.ts"),
   ];
   const others: [name: string, make: () => Promise<string[]>][] = [
