@@ -995,6 +995,54 @@ Deno.test("K14 a coroutine stepped by hand yields exactly the documented ops", (
   assertEquals(steps(loop.sockSendall(sock, new Uint8Array(0))), [[["write_wait", sock]], undefined]);
 });
 
+Deno.test("K14 by hand, join waits once, and whichever way it ends it is over", async () => {
+  const loop = new Loop();
+  const seven = loop.createTask((function* () {
+    yield* checkpoint();
+    return 7;
+  })());
+  const parked = () => {
+    const coro = seven.join();
+    assertEquals(Array.isArray(coro.next().value), true);
+    return coro;
+  };
+  const over = { value: undefined as unknown as number, done: true } as const;
+
+  const thrown = parked();
+  assertThrows(() => thrown.throw(new Error("enough")), Error, "enough");
+  assertEquals(thrown.next(), over);
+
+  const returned = parked();
+  assertEquals(returned.return(8), { value: 8, done: true });
+  assertEquals(returned.next(), over);
+
+  const hasty = parked();
+  assertThrows(() => hasty.next(), TaskError, "it has not ended");
+  assertEquals(hasty.next(), over);
+
+  const unused = seven.join();
+  assertThrows(() => unused.throw(new Error("never")), Error, "never");
+  assertEquals(unused.next(), over);
+
+  await loop.run(seven.wait());
+  const late = seven.join();
+  assertEquals(late.next(), { value: ["checkpoint"], done: false });
+  assertEquals(late.next(), { value: 7, done: true });
+  assertEquals(late.next(), over);
+});
+
+Deno.test("K8 a joiner that was told to return leaves the error to be reported", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(fails(new Error("nobody hears me")));
+    const joiner = task.join();
+    joiner.next();
+    joiner.return(undefined as never);
+    yield* task.wait();
+  }, { errors });
+  assertEquals(errors.map((e) => String(e.error)), ["Error: nobody hears me"]);
+});
+
 Deno.test("K14 by hand, an op hands on what it is answered, thrown or told to return", () => {
   function* twice(lot: ParkingLot<number>): Coroutine<number> {
     const first = yield* park(lot);
