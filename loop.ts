@@ -551,7 +551,10 @@ export class Loop {
     running = this;
 
     // -- I/O: what the selector says is ready, its tasks are
-    for (const [key] of events) {
+    // (By index: until it is compiled, `for (const [key] of events)` makes so much garbage that an idle connection of
+    // a young server takes a tenth more.)
+    for (let i = 0; i < events.length; i++) {
+      const key = events[i][0];
       this.selector.unregister(key.fileobj, key.events);
       if (!key.data?.op) continue; // It was cancelled while this turn was on its way.
       if (key.fileobj.closed) this.fail(key.data, new ClosedError(`Cannot go on with ${key.fileobj}: it was closed`));

@@ -20,6 +20,8 @@ const SETTLE = 500;
 const LIMIT = 9;
 /** The floor: no loop, and as small a buffer as ours. */
 const SMALL: Variant = onDeno("Deno async/await, 512 B", "deno_async.ts", "512");
+/** And the floor for whatever has our API. */
+const LEAST_SMALL: Variant = onDeno("least loop, 512 B", "least_loop.ts", "512");
 
 /** Opens `count` connections; each has one message echoed. */
 async function speak(port: number, count: number): Promise<Deno.Conn[]> {
@@ -64,7 +66,7 @@ export async function benchIdle(options: Options): Promise<Section> {
   const scratch = await Deno.makeTempDir();
   try {
     const skipped: string[] = [];
-    const variants = [...options.quick ? fewVariants() : await allVariants(scratch, skipped), SMALL];
+    const variants = [...options.quick ? fewVariants() : await allVariants(scratch, skipped), SMALL, LEAST_SMALL];
     const connections = options.quick ? CONNECTIONS / 5 : CONNECTIONS;
     const sizes = new Map<string, number[]>();
     for (let round = 0; round < Math.min(options.rounds, 3); round++) {

@@ -13,7 +13,10 @@ function makeReady(coro: Coroutine): void {
   wake();
 }
 
-const SLAB = 65536;
+/** How much is read, and sent, at a time at most. */
+const SLAB = Number(Deno.args[0] ?? 65536);
+/** Buffers that nothing is leaving from. */
+const pool: Uint8Array<ArrayBuffer>[] = [];
 
 class Socket {
   #slab = new Uint8Array(SLAB);
@@ -21,7 +24,7 @@ class Socket {
   #to = 0;
   #last = 0;
   #eof = false;
-  readonly #out = new Uint8Array(SLAB);
+  #out: Uint8Array<ArrayBuffer> | null = null;
   #leaving = 0;
   #writer: Coroutine | null = null;
 
@@ -46,20 +49,22 @@ class Socket {
   }
 
   writeWait(coro: Coroutine): void {
-    if (this.#leaving === 0) makeReady(coro);
+    if (this.#out === null) makeReady(coro);
     else this.#writer = coro;
   }
 
   send(data: Uint8Array): void {
+    this.#out = pool.pop() ?? new Uint8Array(SLAB);
     this.#out.set(data);
     this.#leaving = data.length;
-    this.#write(0);
+    this.#write(this.#out, 0);
   }
 
-  #write(from: number): void {
-    this.conn.write(this.#out.subarray(from, this.#leaving)).then((n) => {
-      if (from + n < this.#leaving) return this.#write(from + n);
-      this.#leaving = 0;
+  #write(out: Uint8Array<ArrayBuffer>, from: number): void {
+    this.conn.write(out.subarray(from, this.#leaving)).then((n) => {
+      if (from + n < this.#leaving) return this.#write(out, from + n);
+      pool.push(out);
+      this.#out = null;
       if (this.#writer) makeReady(this.#writer);
       this.#writer = null;
     });
