@@ -17,7 +17,7 @@ import {
   type Target,
   targetTable,
 } from "./table.ts";
-import { allVariants, BASE, fewVariants, LEAST, OURS, type Variant } from "./variants.ts";
+import { allVariants, BASE, fewVariants, INTO, LEAST, OURS, type Variant } from "./variants.ts";
 
 /** A load, and who is measured under it. */
 interface Scenario extends Load {
@@ -43,6 +43,9 @@ type Samples = Map<string, Sample[]>;
 const PIPELINES: Record<number, number> = { 64: 40_000, 1024: 40_000, 16384: 20_000, 102400: 8_000 };
 /** By how many connections a server is warmed up with as many: until it has met each message often, it still compiles. */
 const WARM_UP_CONNECTIONS = 50;
+
+/** How many bytes are a large message: from here on it matters whether each read needs memory of its own. */
+const LARGE = 16384;
 
 /** So many connections that what it takes to accept them shows. */
 const MANY = 500;
@@ -162,7 +165,8 @@ export async function benchEcho(options: Options): Promise<Section> {
     const body: string[] = [];
     const results = new Map<string, Samples>();
     for (const one of scenarios(options)) {
-      const who = one.everybody ? variants : variants.slice(0, fewVariants().length);
+      const few = one.size < LARGE ? [OURS, BASE, LEAST] : [OURS, INTO, BASE, LEAST];
+      const who = one.everybody ? variants : variants.filter(({ name }) => few.includes(name));
       const samples = await alternate(who, one, options.rounds);
       results.set(one.name, samples);
       body.push(`### ${one.name}`, scenarioTable(samples));
@@ -180,11 +184,14 @@ function targets(results: Map<string, Samples>): Target[] {
     const limit = /^(64 B|1 KiB)/.test(name) ? 1 : 1.05;
     const floor = cpuRatio(samples, LEAST, BASE) ?? undefined;
     list.push({ ...atMost(`CPU per echo, ${name}`, limit, cpuRatio(samples, OURS, BASE)), floor });
+    if (limit > 1) list.push(atMost(`CPU per echo, ${name}, sockRecvInto`, limit, cpuRatio(samples, INTO, BASE)));
   }
   const small = results.get("64 B, 50 connections, pipeline 1");
   for (const [peer, limit] of [["asyncio sock_*", 0.5], ["node:net on Node", 1], ["Go", 1], ["curio", 1]] as const) {
     if (small?.has(peer)) {
-      list.push(atMost(`CPU per echo against ${peer}, 64 B, 50 connections`, limit, cpuRatio(small, OURS, peer)));
+      const floor = cpuRatio(small, BASE, peer) ?? undefined;
+      const what = `CPU per echo against ${peer}, 64 B, 50 connections`;
+      list.push({ ...atMost(what, limit, cpuRatio(small, OURS, peer)), floor });
     }
   }
   const growth = growthFromFiftyToThousand(results);

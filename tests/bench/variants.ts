@@ -12,6 +12,8 @@ export interface Variant {
 
 /** Ours. */
 export const OURS = "yieldloop";
+/** Ours too, reading into one buffer for each connection, as plain Deno does. */
+export const INTO = "yieldloop, sockRecvInto";
 /** What every ratio is to. */
 export const BASE = "Deno async/await";
 /** The floor of whatever has our API. */
@@ -25,18 +27,19 @@ export function onDeno(name: string, script: string, ...args: string[]): Variant
   return { name, command: [DENO, "run", "--allow-net", SERVERS + script, ...args] };
 }
 
-/** Our server, the one in idiomatic Deno, and the floor. */
+/** Our server, both ways to read; the one in idiomatic Deno; and the floor. */
 export function fewVariants(): Variant[] {
-  return [onDeno(OURS, "yieldloop.ts"), onDeno(BASE, "deno_async.ts"), onDeno(LEAST, "least_loop.ts")];
+  return [
+    onDeno(OURS, "yieldloop.ts"),
+    onDeno(INTO, "yieldloop.ts", "into"),
+    onDeno(BASE, "deno_async.ts"),
+    onDeno(LEAST, "least_loop.ts"),
+  ];
 }
 
 /** Every server this machine can run. A line on stderr, and in `skipped`, says why another is missing. */
 export async function allVariants(scratch: string, skipped: string[]): Promise<Variant[]> {
-  const variants = [
-    ...fewVariants(),
-    onDeno("yieldloop, sockRecvInto", "yieldloop.ts", "into"),
-    onDeno("Deno .then()", "deno_then.ts"),
-  ];
+  const variants = [...fewVariants(), onDeno("Deno .then()", "deno_then.ts")];
   const others: [name: string, make: () => Promise<string[]>][] = [
     ["node:net on Node", async () => [await program("node"), `${SERVERS}node_net.mjs`]],
     ["C epoll", () => compile(scratch, "gcc", ["-O2", "-o", `${scratch}/epoll`, `${SERVERS}epoll.c`])],
