@@ -27,7 +27,7 @@ Deno.test("N12 a rolling restart of two servers behind HAProxy under load cuts n
   await load.untilMore(20 * CLIENTS);
   await Promise.all(front.all.map(untilBusy));
   for (const name of ["a", "b"] as const) {
-    await front.restart(name);
+    await front.restart(name, load);
     await load.untilMore(20 * CLIENTS);
     await untilBusy(front.all.at(-1)!);
   }
@@ -48,7 +48,7 @@ Deno.test("N12 who talks on and on is cut by a restart, and has lost no answer",
   const load = new Load(front.port, Infinity);
   await load.untilMore(20 * CLIENTS);
   for (const name of ["a", "b"] as const) {
-    await front.restart(name);
+    await front.restart(name, load);
     await load.untilMore(20 * CLIENTS);
   }
   await load.end();
@@ -156,9 +156,10 @@ class Front implements AsyncDisposable {
     return this.all[0];
   }
 
-  /** What the example's configuration says is to be done. */
-  async restart(name: "a" | "b"): Promise<void> {
+  /** What the example's configuration says is to be done; but no longer than it takes, the wait is for the clients. */
+  async restart(name: "a" | "b", load: Load): Promise<void> {
     await this.tell(`set server echo/${name} state drain`);
+    await load.untilAllAnswered();
     const old = this.all[name === "a" ? 0 : 1];
     old.signal("SIGTERM");
     assertEquals(await old.code, 0);
@@ -229,6 +230,8 @@ class Load {
   /** Answers that were not the right ones. */
   readonly wrong: string[] = [];
   #answers = 0;
+  /** The same for each client. */
+  readonly #answersOf: number[] = new Array(CLIENTS).fill(0);
   #over = false;
   #progress = Promise.withResolvers<void>();
   readonly #clients: Promise<unknown>;
@@ -243,6 +246,12 @@ class Load {
   async untilMore(count: number): Promise<void> {
     const goal = this.#answers + count;
     while (this.#answers < goal) await Promise.race([this.#progress.promise, this.#clients]);
+  }
+
+  /** Waits until each client has had one more answer: the connection it has by now was accepted by its server. */
+  async untilAllAnswered(): Promise<void> {
+    const before = [...this.#answersOf];
+    while (this.#answersOf.some((answers, id) => answers === before[id])) await this.untilMore(1);
   }
 
   async end(): Promise<void> {
@@ -261,6 +270,7 @@ class Load {
           break;
         }
         said++;
+        this.#answersOf[id]++;
       }
     }
   }
