@@ -156,7 +156,7 @@ class Front implements AsyncDisposable {
     return this.all[0];
   }
 
-  /** What the example's configuration says is to be done; but no longer than it takes, the wait is for the clients. */
+  /** What the example's configuration says is to be done; but instead of a second it waits as long as it takes. */
   async restart(name: "a" | "b", load: Load): Promise<void> {
     await this.tell(`set server echo/${name} state drain`);
     await load.untilAllAnswered();
@@ -229,9 +229,8 @@ class Load {
   cut = 0;
   /** Answers that were not the right ones. */
   readonly wrong: string[] = [];
-  #answers = 0;
-  /** The same for each client. */
-  readonly #answersOf: number[] = new Array(CLIENTS).fill(0);
+  /** How many things each client has said and had answered. */
+  readonly #said: number[] = new Array(CLIENTS).fill(0);
   #over = false;
   #progress = Promise.withResolvers<void>();
   readonly #clients: Promise<unknown>;
@@ -244,14 +243,15 @@ class Load {
 
   /** Waits until so many more things were answered. */
   async untilMore(count: number): Promise<void> {
-    const goal = this.#answers + count;
-    while (this.#answers < goal) await Promise.race([this.#progress.promise, this.#clients]);
+    const answers = () => this.#said.reduce((sum, said) => sum + said);
+    const goal = answers() + count;
+    while (answers() < goal) await Promise.race([this.#progress.promise, this.#clients]);
   }
 
   /** Waits until each client has had one more answer: the connection it has by now was accepted by its server. */
   async untilAllAnswered(): Promise<void> {
-    const before = [...this.#answersOf];
-    while (this.#answersOf.some((answers, id) => answers === before[id])) await this.untilMore(1);
+    const before = [...this.#said];
+    while (this.#said.some((said, id) => said === before[id])) await this.untilMore(1);
   }
 
   async end(): Promise<void> {
@@ -260,17 +260,19 @@ class Load {
   }
 
   async #client(port: number, id: number, most: number): Promise<void> {
-    let said = 0;
+    const said = this.#said;
     while (!this.#over) {
       using conn = await Deno.connect({ hostname: "127.0.0.1", port });
-      const last = most < Infinity ? said + 1 + (said * 7 + id) % most : Infinity;
-      while (!this.#over && said < last) {
-        if (!await this.#say(conn, `client ${id} says ${said}`)) {
+      const last = most < Infinity ? said[id] + 1 + (said[id] * 7 + id) % most : Infinity;
+      while (!this.#over && said[id] < last) {
+        if (!await this.#say(conn, `client ${id} says ${said[id]}`)) {
           this.cut++; // What was not answered is said again, on another connection.
           break;
         }
-        said++;
-        this.#answersOf[id]++;
+        said[id]++;
+        const { resolve } = this.#progress;
+        this.#progress = Promise.withResolvers();
+        resolve();
       }
     }
   }
@@ -280,10 +282,6 @@ class Load {
     const answer = await converse(conn, text, `Got: ${text}`.length);
     if (answer.length < `Got: ${text}`.length && `Got: ${text}`.startsWith(answer)) return false;
     if (answer !== `Got: ${text}`) this.wrong.push(`${text}: ${answer}`);
-    this.#answers++;
-    const { resolve } = this.#progress;
-    this.#progress = Promise.withResolvers();
-    resolve();
     return true;
   }
 }

@@ -1003,7 +1003,7 @@ Deno.test("K14 by hand, join waits once, and whichever way it ends it is over", 
   })());
   const parked = () => {
     const coro = seven.join();
-    assertEquals(Array.isArray(coro.next().value), true);
+    assertEquals((coro.next().value as unknown as Op)[0], "park");
     return coro;
   };
   const over = { value: undefined as unknown as number, done: true } as const;

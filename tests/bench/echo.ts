@@ -181,10 +181,11 @@ export async function benchEcho(options: Options): Promise<Section> {
 function targets(results: Map<string, Samples>): Target[] {
   const list: Target[] = [];
   for (const [name, samples] of results) {
-    const limit = /^(64 B|1 KiB)/.test(name) ? 1 : 1.05;
+    const large = !/^(64 B|1 KiB)/.test(name);
+    const limit = large ? 1.05 : 1;
     const floor = cpuRatio(samples, LEAST, BASE) ?? undefined;
     list.push({ ...atMost(`CPU per echo, ${name}`, limit, cpuRatio(samples, OURS, BASE)), floor });
-    if (limit > 1) list.push(atMost(`CPU per echo, ${name}, sockRecvInto`, limit, cpuRatio(samples, INTO, BASE)));
+    if (large) list.push(atMost(`CPU per echo, ${name}, sockRecvInto`, limit, cpuRatio(samples, INTO, BASE)));
   }
   const small = results.get("64 B, 50 connections, pipeline 1");
   for (const [peer, limit] of [["asyncio sock_*", 0.5], ["node:net on Node", 1], ["Go", 1], ["curio", 1]] as const) {
