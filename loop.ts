@@ -6,7 +6,7 @@
  * up by name and lets its handler see to it that the task comes back to `ready` when the wait is over. That is all
  * it does; the rest of this file is the care that takes.
  *
- * Who comes from the article finds its forty lines here: `readWait` and `writeWait`; in `Loop`, `ready`, `selector`,
+ * Whoever comes from the article finds its forty lines here: `readWait` and `writeWait`; in `Loop`, `ready`, `selector`,
  * `currentTask`, `createTask`, `sockRecv`, `runForever`; `#turn` is the body of its `while True`, `#step` its `send(None)`,
  * `#perform` its `getattr(self, op)(*args)`, and the handlers under "The kernel's own ops" are its methods `read_wait` and
  * `write_wait`.
@@ -32,7 +32,8 @@ export type Op = readonly [name: string, ...args: any[]];
 
 /**
  * A generator that yields ops and returns a `T`. Inside another coroutine it is run with `yield*`; on its own it is
- * run by {@linkcode Loop.createTask} or {@linkcode Loop.run}.
+ * run by {@linkcode Loop.createTask} or {@linkcode Loop.run}. To call its function does nothing yet. A `function*` that
+ * yields an op plainly, or calls itself, needs this as its return type, as TypeScript cannot find it out.
  */
 export type Coroutine<T = void> = Generator<Op, T, any>;
 
@@ -152,6 +153,8 @@ export function checkpoint(): Coroutine<void> {
  * `AbortSignal` that aborts if the wait is cancelled; what the promise does after that is ignored. The op is
  * `["until", source]`.
  *
+ * @throws {TypeError} If `source` is no promise, and no function that returns one.
+ *
  * @example
  * ```ts
  * import { Loop, until } from "@yieldloop/yieldloop";
@@ -199,14 +202,22 @@ export function call<T>(coro: Coroutine<T>): Coroutine<T> {
   return perform(["call", coro]);
 }
 
-/** The task that is taking a step right now. */
+/**
+ * The task that is taking a step right now.
+ *
+ * @throws {Error} If none is.
+ */
 export function currentTask(): Task<any> {
   const task = running?.currentTask;
   if (!task) throw new Error("Cannot tell the current task: no task is running here");
   return task;
 }
 
-/** The loop that is running its tasks right now. */
+/**
+ * The loop that is running its tasks right now.
+ *
+ * @throws {Error} If this code was not called by a task.
+ */
 export function runningLoop(): Loop {
   if (!running) throw new Error("Cannot tell the running loop: this code was not called by a task");
   return running;
@@ -242,7 +253,10 @@ export interface LoopOptions {
   selector?: Selector;
   /** Tells the time. Default: the platform's monotonic clock. */
   clock?: Clock;
-  /** Where `listen()` and `connect()` get their sockets from. Default: the platform's. */
+  /**
+   * Where `listen()` and `connect()` get their sockets from, in tasks of this loop; outside of tasks they take the
+   * platform's. Default: the platform's.
+   */
   network?: Network;
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
   onError?: (error: unknown, task: Task<any> | null) => void;
@@ -282,7 +296,7 @@ export class Loop {
   readonly ready: Deque<Task<any>> = new Deque();
   /** Watches the sockets that tasks wait for. */
   readonly selector: Selector;
-  /** Where `listen()` and `connect()` get their sockets from. */
+  /** Where `listen()` and `connect()` get their sockets from, in tasks of this loop. */
   readonly network: Network;
   /** @internal */
   readonly _timers: Timers = new Timers();
@@ -297,7 +311,7 @@ export class Loop {
   #live = 0;
   /** @internal How many tasks are parked: they wait for another task, and for nothing else. */
   _parked = 0;
-  /** Tasks that failed in this turn; who has no one to take the error is reported when the turn ends. */
+  /** Tasks that failed in this turn; those with nobody to take the error are reported when the turn ends. */
   #failed: Task<any>[] = [];
   /** Steps since the platform turned, how many there must be to look at the clock again, and when it was. */
   #steps = 0;
@@ -329,6 +343,7 @@ export class Loop {
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
    * @throws {TypeError} If `coro` is no coroutine, or one that already is a task.
+   * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
     options?.scope?._check(this);
@@ -359,16 +374,24 @@ export class Loop {
 
   // ---- The article's socket operations -------------------------------------------------------------------------
 
-  /** Waits for a connection on `listener` and takes it. */
+  /**
+   * Waits for a connection on `listener` and takes it, with the address of its client.
+   *
+   * @throws {BusyError} If another task already waits to accept from `listener`.
+   * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
+   */
   *sockAccept<S extends SocketLike>(listener: ListenerLike<S>): Coroutine<[S, Addr]> {
     yield ["read_wait", listener];
     return listener.accept();
   }
 
   /**
-   * Waits for bytes from `sock` and takes at most `maxBytes` of them; an empty array at end of stream.
+   * Waits for bytes from `sock` and takes at most `maxBytes` of them; an empty array at end of stream. They are yours, but
+   * may be a view into a larger buffer: `slice()` them to keep little of much, or to transfer them.
    *
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   * @throws {BusyError} If another task already waits to read `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockRecv(sock: SocketLike, maxBytes: number): Coroutine<Uint8Array> {
     checkMaxBytes(maxBytes);
@@ -378,9 +401,11 @@ export class Loop {
 
   /**
    * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. With messages of some
-   * kilobytes it is the cheaper way to read: what `sockRecv` returns is fresh memory, each time.
+   * kilobytes it is the cheaper way to read: what `sockRecv` returns is memory that will not be read into again.
    *
    * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
+   * @throws {BusyError} If another task already waits to read `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
     checkBytes("recv into", buffer);
@@ -452,9 +477,11 @@ export class Loop {
 
   /**
    * Runs `main` to its end; then cancels every task that is left, waits until they have ended, and settles as `main`
-   * did. When `options.signal` aborts, `main` is cancelled with the signal's reason.
+   * did. When `options.signal` aborts, `main` is cancelled: `run` then rejects with the `Cancelled`, whose `reason` is the
+   * signal's, unless `main` ends otherwise.
    *
-   * @throws {DeadlockError} If nothing can wake the tasks any more.
+   * @throws {DeadlockError} If nothing can wake the tasks any more. Never with a `signal`, which may still abort.
+   * @throws {Error} If the loop is running already, or was stopped before `main` had ended.
    */
   async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal } = {}): Promise<T> {
     const { signal } = options;
@@ -487,6 +514,7 @@ export class Loop {
    * Runs until `stop()` is called or the last task has ended.
    *
    * @throws {DeadlockError} If nothing can wake the tasks any more.
+   * @throws {Error} If the loop is running already.
    */
   async runForever(): Promise<void> {
     await this.#begin();
@@ -498,7 +526,10 @@ export class Loop {
     }
   }
 
-  /** Makes `runForever` return after the step under way. Tasks stay as they are; a later run goes on with them. */
+  /**
+   * Makes `runForever` return after the step under way, and `run` reject, as its `main` has not ended. Tasks stay as they
+   * are; a later run goes on with them.
+   */
   stop(): void {
     this.#stopped = true;
     this.#wakeup();
@@ -508,7 +539,7 @@ export class Loop {
     if (this.#running) throw new Error("Cannot run the loop: it is running already");
     this.#running = true;
     this.#stopped = false;
-    await null; // Who was given a task together with the loop, say Promise.all, has asked for its outcome by now.
+    await null; // Whoever was given a task together with the loop, say Promise.all, has asked for its outcome by now.
     this.#platformTurned = this.time();
   }
 
@@ -722,7 +753,11 @@ export class Loop {
     task._value = value;
   }
 
-  /** Ends the wait of `task`: its `yield` throws `error`. For op handlers. */
+  /**
+   * Ends the wait of `task`: its `yield` throws `error`. For op handlers.
+   *
+   * @throws {Error} If the task does not wait.
+   */
   fail(task: Task<any>, error: unknown): void {
     this.#resume(task);
     task._value = error;
@@ -754,7 +789,7 @@ export class Loop {
   _interrupt(task: Task<any>, by: CancelScope): void {
     const op = task._op;
     if (!op) return; // It takes the step it is due, and hears of it at its next op.
-    task._op = null; // Who wakes it from here on is told that it does not wait.
+    task._op = null; // Whoever wakes it from here on is told that it does not wait.
     try {
       this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
     } catch (error) {
@@ -1123,7 +1158,7 @@ export class Task<T = any> implements PromiseLike<T> {
     return own;
   }
 
-  /** Calls `callback` when the task has ended; at once if it has. Who asks for this takes charge of its error. */
+  /** Calls `callback` when the task has ended; at once if it has. Whoever asks for this takes charge of its error. */
   addDoneCallback(callback: (task: Task<T>) => void): void {
     this._watchers++;
     if (this.done) callback(this);
@@ -1334,7 +1369,11 @@ export class TaskLocal<T> {
     return locals?.has(this) ? locals.get(this) as T : this.#initial;
   }
 
-  /** Sets the value for the current task and the tasks it creates from now on. */
+  /**
+   * Sets the value for the current task and the tasks it creates from now on.
+   *
+   * @throws {Error} If no task is running here.
+   */
   set(value: T): void {
     const task = currentTask();
     task._locals = new Map(task._locals).set(this, value);
@@ -1379,7 +1418,8 @@ function following(member: Member, top: CancelScope, passOver: boolean): Member 
  * tree: every `cancelScope` block is in the one around it, every task in the one it was born in.
  *
  * Cancellation is level-triggered, as trio's is: it is not an event but a state. As long as a task is inside a
- * cancelled scope and no shield hides it, each op throws `Cancelled`.
+ * cancelled scope and no shield hides it, each op throws `Cancelled`. `deadline` and `shield` can be read and set at any
+ * time.
  */
 export class CancelScope {
   /** Whether `cancel` was called or the deadline passed. */
@@ -1780,6 +1820,16 @@ export class ParkingLot<T = void> {
     return String(this.#for);
   }
 
+  /** What a trace shows of it: the same words. */
+  toString(): string {
+    return this.name;
+  }
+
+  /** What `console.log` shows of it: the same words. */
+  [Symbol.for("nodejs.util.inspect.custom")](): string {
+    return this.name;
+  }
+
   /** Wakes the task that has waited longest, gives it `value`, and returns it; null if none waits. */
   unpark(value: T): Task<any> | null {
     const task = this.#first;
@@ -1911,7 +1961,7 @@ export interface ListenerLike<S extends SocketLike = SocketLike> extends Selecta
   accept(): [S, Addr];
 }
 
-/** Where `listen()` and `connect()` get their sockets from. Options are those of the functions in `net.ts`. */
+/** Where `listen()` and `connect()` get their sockets from, in tasks of a loop that was given it. Options are those of the functions in `net.ts`. */
 export interface Network {
   /** Opens a listening socket. */
   listen(options: any): ListenerLike;
@@ -1959,14 +2009,14 @@ export class Cancelled extends Error {
   override name = "Cancelled";
   /** What `cancel(reason)` was given. */
   readonly reason: unknown;
-  /** How many bytes a cancelled `sockSendall` had handed over. */
-  bytesSent?: number;
+  /** How many bytes a cancelled `sockSendall`, `sockSendto` or `Stream.write` had handed over. Not there otherwise. */
+  declare bytesSent?: number;
   // Private, as who prints an error does not want to see the loop that hangs on it.
   readonly #scope: CancelScope | null;
 
   /** Made by the kernel; programs catch it. */
   constructor(reason?: unknown, scope: CancelScope | null = null) {
-    super(reason === undefined ? "Cancelled" : `Cancelled: ${inWords(reason)}`);
+    super(reason === undefined ? "The task was cancelled" : `The task was cancelled: ${inWords(reason)}`);
     this.reason = reason;
     this.#scope = scope;
   }
@@ -1988,13 +2038,16 @@ export class TimeoutError extends Error {
   override name = "TimeoutError";
 }
 
-/** Thrown to who joins a task that was cancelled; `cause` is the task's `Cancelled`. */
+/**
+ * Thrown to whoever joins a task that was cancelled: `cause` is the task's `Cancelled`. Also by {@linkcode Task.result} if
+ * the task has not ended.
+ */
 export class TaskError extends Error {
   /** The name of the class. */
   override name = "TaskError";
 }
 
-/** Thrown by `recv`, `send` and `accept` on a socket that is not ready. */
+/** Thrown by what never waits where it would have to: `recv` on a socket that is not ready, `getNowait` on an empty queue. */
 export class WouldBlock extends Error {
   /** The name of the class. */
   override name = "WouldBlock";
@@ -2006,13 +2059,17 @@ export class ClosedError extends Error {
   override name = "ClosedError";
 }
 
-/** Thrown to the second of two tasks that want the same side of a socket. */
+/** Thrown to the second of two tasks that want the same side of a socket; the first goes on. */
 export class BusyError extends Error {
   /** The name of the class. */
   override name = "BusyError";
 }
 
-/** Thrown by `run` when nothing can ever wake the tasks that are left. */
+/**
+ * Thrown by `run` and `runForever` when nothing can ever wake the tasks that are left: no timer, socket or promise that the
+ * loop knows of. If a callback it cannot know of will wake one, but perhaps only after a second, let a task wait for a
+ * promise meanwhile (`until`).
+ */
 export class DeadlockError extends Error {
   /** The name of the class. */
   override name = "DeadlockError";

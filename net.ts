@@ -189,7 +189,7 @@ export class DefaultSelector implements Selector {
     return key;
   }
 
-  /** Ends the watch for `events`, by default for both. What was armed stays armed; see the opening of this file. */
+  /** Ends the watch for `events`, by default for both. What arrives meanwhile is kept for the next who watches. */
   unregister(fileobj: Selectable, events: number = EVENT_READ | EVENT_WRITE): void {
     if (!(fileobj instanceof Pollable)) return;
     if (events & EVENT_READ && fileobj._readKey?.selector === this) {
@@ -533,7 +533,7 @@ export class Socket extends Pollable implements SocketLike {
   #read(): void {
     const rest = this.#slab.length - this.#to;
     const full = this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2);
-    // Who fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
+    // Whoever fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
     if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
     this.#slabSize = Math.max(this.#slabSize, this.#readSize);
     if (full || this.#slab.length !== this.#slabSize) {
@@ -725,7 +725,7 @@ export class Socket extends Pollable implements SocketLike {
       try {
         setting();
       } catch {
-        // Who asked has gone on. A connection that refuses its setting is a broken one, and its next use says so.
+        // Whoever asked has gone on. A connection that refuses its setting is a broken one, and its next use says so.
       }
     }
   }
@@ -744,7 +744,7 @@ export class Socket extends Pollable implements SocketLike {
   // ---- The end -------------------------------------------------------------------------------------------------
 
   /**
-   * Closes the socket. Who waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
+   * Closes the socket. Whoever waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
    * seconds at most. Closing twice is fine.
    */
   close(): void {
@@ -771,7 +771,7 @@ export class Socket extends Pollable implements SocketLike {
     this.close();
   }
 
-  /** From here on nobody can use it, and who was waiting is told so. */
+  /** From here on nobody can use it, and whoever was waiting is told so. */
   #shut(): void {
     this.#isClosed = true;
     this.#forgetInput();
@@ -859,31 +859,31 @@ function closeQuietly(resource: { close(): void }): void {
 // ----------------------------------------------------------------------------------------------------------------
 
 /** What a {@linkcode Listener} needs of the listener below it. `Deno.Listener` has it. */
-export interface ConnectionListener {
+export interface ConnectionListener<A extends Addr = Addr> {
   /** The address it listens on. */
-  readonly addr: Addr;
+  readonly addr: A;
   /** Resolves to the next connection. */
   accept(): Promise<Connection>;
   /** Ends it; a pending accept rejects. */
   close(): void;
 }
 
-/** A listening socket. To wait for a connection, a task uses `loop.sockAccept`. */
-export class Listener extends Pollable implements ListenerLike<Socket> {
-  readonly #listener: ConnectionListener;
+/** A listening socket, at an address of kind `A`. To wait for a connection, a task uses `loop.sockAccept`. */
+export class Listener<A extends Addr = Addr> extends Pollable implements ListenerLike<Socket> {
+  readonly #listener: ConnectionListener<A>;
   #accepting = false;
   #accepted: Connection | null = null;
   #error: unknown = null;
   #isClosed = false;
 
   /** Makes a listener over `listener`, which is its own from now on. */
-  constructor(listener: ConnectionListener) {
+  constructor(listener: ConnectionListener<A>) {
     super();
     this.#listener = listener;
   }
 
   /** The address it listens on; `addr.port` is the real one if port 0 was asked for. */
-  get addr(): Addr {
+  get addr(): A {
     return this.#listener.addr;
   }
   /** Whether it has been closed. */
@@ -941,7 +941,7 @@ export class Listener extends Pollable implements ListenerLike<Socket> {
   }
 
   /**
-   * Stops listening. Who waits on it gets {@linkcode ClosedError}. The port is free for another listener after one turn
+   * Stops listening. Whoever waits on it gets {@linkcode ClosedError}. The port is free for another listener after one turn
    * of Deno's event loop. Closing twice is fine.
    */
   close(): void {
@@ -1102,7 +1102,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
     return this.#sent;
   }
 
-  /** Closes the socket. Who waits on it gets {@linkcode ClosedError}. Closing twice is fine. */
+  /** Closes the socket. Whoever waits on it gets {@linkcode ClosedError}. Closing twice is fine. */
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
@@ -1406,7 +1406,7 @@ async function shakeHands(connecting: Promise<Deno.TlsConn>, signal: AbortSignal
 // What programs call
 // ----------------------------------------------------------------------------------------------------------------
 
-/** The network of the loop that is running; the platform's, outside of any. */
+/** The network of the loop that runs the current task; the platform's, outside of tasks. */
 function network(): Network {
   return runningLoopOrNull()?.network ?? denoNetwork;
 }
@@ -1432,9 +1432,14 @@ function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): N
  * import { listen } from "@yieldloop/yieldloop";
  *
  * using listener = listen({ hostname: "127.0.0.1", port: 0 });
- * console.log(listener.addr);
+ * console.log("listening on port", listener.addr.port);
  * ```
  */
+export function listen(options: ListenOptions & { transport?: "tcp" }): Listener<Addr & { transport: "tcp" }>;
+/** The same, on a Unix path. */
+export function listen(options: ListenOptions & { transport: "unix" }): Listener<Addr & { transport: "unix" }>;
+/** The same, where it is not known before which it will be. */
+export function listen(options: ListenOptions): Listener;
 export function listen(options: ListenOptions): Listener {
   return network().listen(options) as Listener;
 }
@@ -1451,8 +1456,8 @@ export function listen(options: ListenOptions): Listener {
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
  * @throws {Deno.errors.InvalidData} If certificate or key are none.
  */
-export function listenTls(options: ListenTlsOptions): Listener {
-  return optional("listenTls")(options) as Listener;
+export function listenTls(options: ListenTlsOptions): Listener<Addr & { transport: "tcp" }> {
+  return optional("listenTls")(options) as Listener<Addr & { transport: "tcp" }>;
 }
 
 /**
@@ -1461,8 +1466,8 @@ export function listenTls(options: ListenTlsOptions): Listener {
  * @throws {RangeError} If the port is none.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  */
-export function connect(options: ConnectOptions): Coroutine<Socket> {
-  return network().connect(options) as Coroutine<Socket>;
+export function* connect(options: ConnectOptions): Coroutine<Socket> {
+  return (yield* network().connect(options)) as Socket;
 }
 
 /**
@@ -1474,8 +1479,8 @@ export function connect(options: ConnectOptions): Coroutine<Socket> {
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  * @throws {Deno.errors.InvalidData} If the peer's certificate is not to be trusted.
  */
-export function connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
-  return optional("connectTls")(options) as Coroutine<Socket>;
+export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
+  return (yield* optional("connectTls")(options)) as Socket;
 }
 
 /**

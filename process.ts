@@ -8,7 +8,8 @@
  *
  * - What listens is taken off when the wait or the block is over, cancelled too: a program without a listener has the
  *   platform's own answer to a signal again, which for most is to end.
- * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown at who waits.
+ * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown to whoever
+ *   waits.
  * - To cancel a run is to terminate its thread. A thread that may be in disorder is never used again.
  *
  * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of
@@ -78,7 +79,7 @@ function* nextSignal(names: Deno.Signal[]): Coroutine<Deno.Signal> {
  */
 export class SignalQueue {
   readonly #arrived = new Deque<Deno.Signal>();
-  /** Who gets takes turns: only one waits for the next arrival, the others wait for that one. */
+  /** Whoever gets takes turns: only one waits for the next arrival, the others wait for that one. */
   readonly #turn = new Lock();
   #arrival: PromiseWithResolvers<void> | null = null;
   #listeners: [name: Deno.Signal, listener: () => void][] = [];
@@ -128,7 +129,7 @@ export class SignalQueue {
     }
   }
 
-  /** Stops listening. Who waits gets {@linkcode ClosedError}. Closing twice is fine. */
+  /** Stops listening. Whoever waits gets {@linkcode ClosedError}. Closing twice is fine. */
   close(): void {
     this.#closed = true;
     for (const [name, listener] of this.#listeners) Deno.removeSignalListener(name, listener);
@@ -188,8 +189,8 @@ export interface WorkerPoolOptions {
 
 /**
  * Runs a function in a thread of its own, so that the loop goes on while it computes, and returns its result (awaited, if
- * it is a promise). If the wait is cancelled the thread is terminated; how soon a computation stops then is at the top of
- * this file.
+ * it is a promise). If the wait is cancelled the thread is terminated, and the loop goes on at once; a computation in it may
+ * take Deno some seconds to stop, so one that has to stop at once looks at a flag in shared memory.
  *
  * The function travels as its source text: it must stand on its own and can use nothing of the file around it but the
  * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`.
@@ -238,7 +239,7 @@ function* runAlone(job: Job): Coroutine<unknown> {
 /**
  * A number of threads that take turns at what they are given to run. A thread is started when it is first needed, and used
  * again if its run ended well or threw; one whose run was cancelled, or that left an error uncaught, is ended, and another
- * takes its place. Who finds no thread free waits, first come first served.
+ * takes its place. Whoever finds no thread free waits, first come first served.
  *
  * The same thread serves many runs: what one leaves behind in `globalThis`, the next finds. Idle threads do not keep the
  * program from ending.
@@ -324,7 +325,7 @@ export class WorkerPool {
     }
   }
 
-  /** Ends every thread. Who waits for a run gets {@linkcode ClosedError}. Closing twice is fine. */
+  /** Ends every thread. Whoever waits for a run gets {@linkcode ClosedError}. Closing twice is fine. */
   close(): void {
     this.#closed = true;
     for (const thread of [...this.#idle.splice(0), ...this.#busy]) thread.terminate(closedError());

@@ -92,6 +92,8 @@ export interface ShieldOptions {
  * Runs `coro` out of reach of every cancellation from outside: for cleanup that has to wait for something. The
  * cancellation comes at the first op after it.
  *
+ * @throws {RangeError} If `timeout` is negative or not a number.
+ *
  * @example
  * ```ts
  * import { checkpoint, Loop, shield, sleep } from "@yieldloop/yieldloop";
@@ -164,6 +166,9 @@ export class TaskGroup {
    * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
    * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
    * goes on; if the wait is cancelled, so is the task. After trio's `nursery.start`.
+   *
+   * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it is cancelled by itself.
+   * @throws {Error} If it ends without having said so, or the group's block has ended.
    *
    * @example
    * ```ts
@@ -252,15 +257,16 @@ export class TaskGroup {
     this.#closed = true;
     if (this.#errors.length === 1) throw this.#errors[0];
     if (this.#errors.length > 1) throw new AggregateError(this.#errors, "Several tasks of a group failed");
-    // Who cancelled the group while its tasks ended still gets what the body had returned.
+    // Whoever cancelled the group while its tasks ended still gets what the body had returned.
     if (cancelled && !(returned && this.#scope._catches(cancelled))) throw cancelled;
     return returned!.value;
   }
 }
 
 /**
- * Runs `body`, which may start tasks in the group it is given, and waits until they have all ended. The rules are at the
- * top of this file. Returns what `body` returns; undefined if the group was cancelled before that.
+ * Runs `body`, which may start tasks in the group it is given, and waits until they have all ended. The first error cancels
+ * the others, and is thrown when they have ended. Returns what `body` returns; a group that was cancelled before that returns
+ * undefined, which its type does not say, as most groups never are. After trio's nurseries.
  *
  * @throws The error of the body or of a task; {@linkcode AggregateError} if there is more than one.
  *
@@ -294,6 +300,8 @@ export type Results<C extends readonly Coroutine<any>[]> = {
 /**
  * Runs coroutines side by side and returns their values in the order given. The first error cancels the rest.
  *
+ * @throws {TypeError} If `coros` is no array, or one of them is no coroutine.
+ *
  * @example
  * ```ts
  * import { all, type Coroutine, Loop, sleep } from "@yieldloop/yieldloop";
@@ -318,7 +326,7 @@ export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Corou
  * Runs coroutines side by side and returns the value of the first to end; the others are cancelled, and have cleaned up
  * when it returns. An error that comes first is thrown.
  *
- * @throws {TypeError} If there is nothing to run.
+ * @throws {TypeError} If there is nothing to run, or `coros` is no array of coroutines.
  *
  * @example
  * ```ts
@@ -332,6 +340,9 @@ export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Corou
  * assertEquals(await new Loop().run(race([after(1000), after(1)])), 1);
  * ```
  */
+export function race<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>[number]>;
+/** The same, where the type of what wins is to be named. */
+export function race<T>(coros: readonly Coroutine<T>[]): Coroutine<T>;
 export function* race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
   checkArray("race", coros);
   if (coros.length === 0) throw new TypeError("Cannot race no coroutines: nobody would win");

@@ -33,6 +33,7 @@ import {
   checkRunnable,
   ClosedError,
   type Coroutine,
+  kind,
   type ListenerLike,
   type Loop,
   park,
@@ -142,7 +143,7 @@ export interface StreamOptions {
  * }
  *
  * function* client(): Coroutine<string | null> {
- *   using stream = new Stream(yield* connect(listener.addr as Deno.ConnectOptions));
+ *   using stream = new Stream(yield* connect(listener.addr));
  *   yield* stream.write("Ann\n");
  *   return yield* stream.readLine();
  * }
@@ -491,7 +492,7 @@ export class Stream implements Disposable {
       this.close();
     };
     return this.#writable = new WritableStream({
-      // A web stream calls `abort` only when the write under way has ended; one to who does not read never does.
+      // A web stream calls `abort` only when the write under way has ended; one to a peer that does not read never does.
       start: ({ signal }) => signal.addEventListener("abort", abort),
       write: (chunk) => run(this.write(chunk)),
       close: () => run(this.closeWrite()),
@@ -552,7 +553,7 @@ export interface ServeListener<S extends StreamSocket = StreamSocket> extends Li
   readonly addr: Addr;
   /** Whether it has been closed; a listener that cannot tell leaves it out. */
   readonly closed?: boolean;
-  /** Stops listening; who waits on it gets `ClosedError`. */
+  /** Stops listening; whoever waits on it gets `ClosedError`. */
   close(): void;
 }
 
@@ -583,13 +584,14 @@ export interface ServeOptions {
 }
 
 /**
- * Accepts connections and runs `handler` for each, in a task of its own. The socket is closed when its handler ends,
- * whichever way. The listener is the server's from now on.
+ * Accepts connections and runs `handler` for each, in a task of its own, which is named after the client. The socket is
+ * closed when its handler ends, whichever way. The listener is the server's from now on.
  *
  * The server ends when it is cancelled, when `signal` aborts, or when the listener is closed. It then stops accepting, lets
  * the handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
  *
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
+ * @throws {TypeError} If `listener` is none.
  * @throws {ClosedError} If `listener` is closed already.
  * @throws {BusyError} If another task accepts from `listener`.
  *
@@ -624,6 +626,11 @@ export function serve<S extends StreamSocket>(
     throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be a whole one from 1 up`);
   }
   checkDuration("drain", drainTimeout);
+  if (typeof listener?.accept !== "function") {
+    throw new TypeError(
+      `Cannot serve on ${kind(listener)}: it takes a listener, as in serve(listen({ port }), handler)`,
+    );
+  }
   // Closed later, it ends a server; closed before, it would be a server that ends at once and says nothing.
   if (listener.closed) throw new ClosedError(`Cannot serve on ${listener}: it is closed`);
   return new Server(listener, handler, { ...options, maxConnections, drainTimeout }).run();
@@ -692,7 +699,7 @@ class Server<S extends StreamSocket> {
       while (this.#connections.size >= this.#options.maxConnections) yield* park(this.#room);
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
-        const task = loop.createTask(this.#handle(sock, addr), { scope: handlers });
+        const task = loop.createTask(this.#handle(sock, addr), { name: nameOf(addr), scope: handlers });
         this.#connections.set(task, sock);
         task.addDoneCallback(this.#release);
         loop._unwatch(task); // Its error is still the loop's to report.
@@ -744,6 +751,11 @@ class Server<S extends StreamSocket> {
  */
 function withoutStack(error: unknown): void {
   if (error instanceof Error && "code" in error && NO_FILE_LEFT.has(error.code)) error.stack = String(error);
+}
+
+/** What the task of a client is called; undefined for one that has no address, as on a Unix path. */
+function nameOf(addr: Addr): string | undefined {
+  return "port" in addr ? `${addr.hostname}:${addr.port}` : undefined;
 }
 
 /** A task that fails with nobody to join it is how the loop's `onError` hears of something. */

@@ -6,11 +6,12 @@
  *
  * The rules:
  *
- * - First come, first served. What is given back is handed to who has waited longest, before anybody else can take it.
+ * - First come, first served. What is given back goes to whoever has waited longest, before anybody else can take it.
  * - A cancelled wait did not happen: no lock is held, no slot taken, no item gone.
  * - Each wait goes through `ready` once, even if there is nothing to wait for: it is a place to be cancelled, and others get
  *   their turn.
- * - What does not wait (`set`, `release`, `putNowait`) may be called from outside the loop, and wakes it.
+ * - What neither waits nor belongs to a task (`Event.set`, `Semaphore.release`, `putNowait`) may be called from outside the
+ *   loop, and wakes it. A lock belongs to a task.
  *
  * @module
  */
@@ -105,7 +106,8 @@ export class Lock {
   }
 
   /**
-   * Waits until the lock is free and takes it. The guard it returns releases it, once.
+   * Waits until the lock is free and takes it. The guard it returns releases it, once: `using guard = yield* lock.acquire()`.
+   * Without `using` it stays taken until {@linkcode release}, also when its task has ended.
    *
    * @throws {Error} If the task holds it already: it would wait for itself.
    */
@@ -405,7 +407,7 @@ export class Queue<T> {
   *put(item: T): Coroutine<void> {
     this.#checkOpen();
     if (this.#full) {
-      // Who takes an item promises its slot to the putter that has waited longest.
+      // Whoever takes an item promises its slot to the putter that has waited longest.
       if (!(yield* park(this.#putters))) this.#checkOpen();
     } else {
       this.#promised++;
@@ -441,7 +443,7 @@ export class Queue<T> {
   *get(): Coroutine<T> {
     if (this.#available === 0) {
       if (this.#closed) throw closedError("get");
-      // Who adds an item claims it for the getter that has waited longest.
+      // Whoever adds an item claims it for the getter that has waited longest.
       if (!(yield* park(this.#getters))) throw closedError("get");
     } else {
       this.#claimed++;
@@ -470,7 +472,7 @@ export class Queue<T> {
     return this.#take();
   }
 
-  /** Says that no item will be put any more. Who waits to put fails; who gets, gets what is left. */
+  /** Says that no item will be put any more. Whoever waits to put fails; those who get, get what is left. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -586,10 +588,22 @@ class Stack<T> implements QueueItems<T> {
  * ```
  */
 export class PriorityQueue<T> extends Queue<T> {
-  /** Makes a queue of at most `maxsize` items; `compare` is as for `Array.sort`, and orders by `<` by default. */
-  constructor(maxsize: number = 0, compare: (a: T, b: T) => number = (a, b) => a < b ? -1 : Number(b < a)) {
+  /**
+   * Makes a queue of at most `maxsize` items; `compare` is as for `Array.sort`. By default items are ordered by `<`, and
+   * arrays such as `[priority, item]` by their first elements that differ; objects, which `<` cannot tell apart, are equal.
+   */
+  constructor(maxsize: number = 0, compare: (a: T, b: T) => number = inOrder) {
     super(maxsize, new Heap<T>((a, b) => compare(a.item, b.item) || a.order - b.order));
   }
+}
+
+function inOrder(a: any, b: any): number {
+  if (!Array.isArray(a) || !Array.isArray(b)) return a < b ? -1 : Number(b < a);
+  for (let i = 0; i < a.length && i < b.length; i++) {
+    const order = inOrder(a[i], b[i]);
+    if (order !== 0) return order;
+  }
+  return a.length - b.length;
 }
 
 interface Entry<T> {

@@ -58,7 +58,7 @@ export function* chat(sock: Socket): Coroutine {
       group.cancel();
     } finally {
       guests.delete(guest);
-      guest.lines.close(); // Who is still waiting to say something to the guest need not.
+      guest.lines.close(); // Whoever is still waiting to say something to the guest need not.
       announce(`* ${name} has left`);
     }
   });
@@ -89,7 +89,7 @@ function* show(stream: Stream, guest: Guest): Coroutine {
   try {
     for (;;) {
       let text = `${yield* guest.lines.get()}\n`;
-      while (guest.lines.size > 0) text += `${guest.lines.getNowait()}\n`; // Who writes much is read as fast.
+      while (guest.lines.size > 0) text += `${guest.lines.getNowait()}\n`; // Whoever writes much is read as fast.
       yield* stream.write(text);
     }
   } catch (error) {

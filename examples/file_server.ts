@@ -1,6 +1,6 @@
 // A file server for HTTP/1.1: GET and HEAD, connections that stay open, deadlines for slow clients.
-// Terminal 1:  deno run --allow-net --allow-read examples/file_server.ts docs     (behind it: another port than 25000)
-// Terminal 2:  curl -i http://127.0.0.1:25000/                                    (or a browser)
+// Terminal 1:  deno run --allow-net --allow-read examples/file_server.ts examples     (behind it: another port than 25000)
+// Terminal 2:  curl -i http://127.0.0.1:25000/echo.ts                                 (or a browser)
 import {
   type Addr,
   Cancelled,

@@ -36,7 +36,7 @@ function* server(port: number, drainMs: number): Coroutine<number> {
   let code = 0;
   yield* taskGroup(function* (outer) {
     yield* taskGroup(function* (clients) {
-      yield* race<unknown>([accept(port, clients), signals.get()]);
+      yield* race([accept(port, clients), signals.get()]);
       console.log(`draining, connections: ${clients.size}`);
       outer.createTask(function* (): Coroutine {
         code = (yield* moveOnAfter(drainMs, signals.get())) ? 130 : 1;

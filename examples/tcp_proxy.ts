@@ -45,8 +45,9 @@ function* pump(from: Socket, to: Socket, silence: CancelScope): Coroutine {
 
 function parse(target = ""): { hostname: string; port: number } {
   const [, hostname, port] = /^(.+):(\d+)$/.exec(target) ?? [];
-  if (!hostname) throw new TypeError(`Cannot proxy to "${target}": it must be HOST:PORT`);
-  return { hostname, port: Number(port) };
+  if (hostname) return { hostname, port: Number(port) };
+  console.error("Usage: tcp_proxy.ts HOST:PORT [PORT]");
+  Deno.exit(2);
 }
 
 function show(addr: Addr): string {

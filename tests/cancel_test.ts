@@ -110,7 +110,11 @@ Deno.test("C1 Cancelled is thrown at an op, with the reason, and nowhere else", 
         }
       } catch (error) {
         assertInstanceOf(error, Cancelled);
-        assertEquals([error.name, error.message, error.reason], ["Cancelled", "Cancelled: no need", "no need"]);
+        assertEquals([error.name, error.message, error.reason], [
+          "Cancelled",
+          "The task was cancelled: no need",
+          "no need",
+        ]);
         log.push("cancelled");
         throw error;
       }

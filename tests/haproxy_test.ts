@@ -74,7 +74,7 @@ Deno.test("ST1 a server behind send-proxy reads who its client is before anythin
   const stop = new AbortController();
   using listener = listen({ hostname: "127.0.0.1", port: 0 });
   const serving = new Loop().run(serve(listener, tellAddress, { signal: stop.signal }));
-  const target = `127.0.0.1:${(listener.addr as Deno.NetAddr).port}`;
+  const target = `127.0.0.1:${listener.addr.port}`;
   const text = await Deno.readTextFile(CONFIG);
   const edited = text.replace(/^( *(default-server|tcp-check connect)) /gm, "$1 send-proxy "); // As its opening says.
   assertEquals(edited.length, text.length + 2 * " send-proxy".length);

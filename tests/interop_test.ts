@@ -209,7 +209,7 @@ Deno.test("K10 run({ signal }): aborted before, main gets Cancelled at its first
         { signal: AbortSignal.abort("early") },
       ),
     Cancelled,
-    "Cancelled: early",
+    "The task was cancelled: early",
   );
   assertEquals(log, ["started"]);
 });

@@ -19,6 +19,7 @@ import {
   DeadlockError,
   listen,
   Loop,
+  moveOnAfter,
   type Op,
   park,
   ParkingLot,
@@ -187,7 +188,7 @@ Deno.test("K3 two tasks that ping-pong starve no socket", needs({ net: true }), 
   const loop = new Loop();
   function* server(): Coroutine {
     using listener = listen({ hostname: "127.0.0.1", port: 0 });
-    const client = loop.createTask(talk((listener.addr as { port: number }).port));
+    const client = loop.createTask(talk(listener.addr.port));
     const [sock] = yield* loop.sockAccept(listener);
     using _sock = sock;
     for (let data; (data = yield* loop.sockRecv(sock, 100)).length > 0;) yield* loop.sockSendall(sock, data);
@@ -247,7 +248,7 @@ Deno.test("K3 a task whose waits are over at once starves nobody either", needs(
     const timer = setTimeout(() => heard = true, 1);
     await new Loop().run((function* () {
       using listener = listen({ hostname: "127.0.0.1", port: 0 });
-      using sock = yield* connect({ hostname: "127.0.0.1", port: (listener.addr as { port: number }).port });
+      using sock = yield* connect({ hostname: "127.0.0.1", port: listener.addr.port });
       const end = performance.now() + 5000;
       while (!heard && performance.now() < end) {
         if (kind === "socket") yield* writeWait(sock);
@@ -1081,6 +1082,7 @@ Deno.test("K15 a traced op, a Cancelled and a DeadlockError print in a few lines
   await loop.run((function* () {
     yield* checkpoint();
     task.cancel("enough");
+    yield* moveOnAfter(0, park(new ParkingLot("an answer")));
     yield* task.wait();
   })());
   const error = await task.then(() => null, (error) => error);
@@ -1091,6 +1093,11 @@ Deno.test("K15 a traced op, a Cancelled and a DeadlockError print in a few lines
   peer.close();
   assertStringIncludes(shown[0], 'task 1 "reader"');
   assertStringIncludes(shown[0], `socket ${sock.id}`);
+  assertStringIncludes(shown.join("\n"), "args: [ an answer ]");
+  assertEquals([String(error), error.cause.message], [
+    'TaskError: Cannot join task 1 "reader": it was cancelled',
+    "The task was cancelled: enough",
+  ]);
   for (const text of shown) assert(!/^\s*_\w+: |\bLoop \{/m.test(text), text);
 });
 

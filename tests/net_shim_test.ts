@@ -7,13 +7,20 @@ import {
   type Addr,
   BusyError,
   ClosedError,
+  connect,
   type Connection,
   type ConnectionListener,
+  connectTls,
+  type Coroutine,
+  datagram,
   DefaultSelector,
   EVENT_READ,
   EVENT_WRITE,
+  listen,
   Listener,
+  listenTls,
   Loop,
+  type Network,
   Socket,
   socketPair,
   WouldBlock,
@@ -732,4 +739,41 @@ Deno.test("socketPair: an end closed with input unread resets the other", async 
     assertInstanceOf(yield* thrownBy(loop.sockRecv(left, 1)), Deno.errors.ConnectionReset);
     left.close();
   })());
+});
+
+// ---- A network of one's own ------------------------------------------------------------------------------------------
+
+/** A network in which whoever connects gets one end of a pair, and nobody can listen. */
+class PairNetwork implements Network {
+  readonly asked: unknown[] = [];
+  listen(options: unknown): never {
+    this.asked.push(options);
+    throw new Error("Cannot listen here");
+  }
+  *connect(options: unknown): Coroutine<Socket> {
+    this.asked.push(options);
+    const [ours, theirs] = socketPair();
+    theirs.close();
+    return ours;
+  }
+}
+
+Deno.test("N9 listen and connect in a task take the network of its loop, wherever the coroutine was made", async () => {
+  const network = new PairNetwork();
+  const where = { hostname: "127.0.0.1", port: 9 };
+  const madeOutside = connect(where);
+  await new Loop({ network }).run(function* () {
+    assertThrows(() => listen(where), Error, "Cannot listen here");
+    for (const coro of [madeOutside, connect(where)]) (yield* coro).close();
+  }());
+  assertEquals(network.asked, [where, where, where]);
+});
+
+Deno.test("N9 what a network does not have is a TypeError", async () => {
+  const keys = { cert: "", key: "" };
+  await new Loop({ network: new PairNetwork() }).run(function* () {
+    assertThrows(() => datagram({ port: 0 }), TypeError, "Cannot use datagram: the network of this loop");
+    assertThrows(() => listenTls({ port: 0, ...keys }), TypeError, "Cannot use listenTls");
+    assertInstanceOf(yield* thrownBy(connectTls({ port: 9 })), TypeError);
+  }());
 });

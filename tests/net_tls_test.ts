@@ -24,8 +24,8 @@ import { needs } from "./permissions.ts";
 const granted = needs({ net: true, read: true });
 const LOCAL = { hostname: "127.0.0.1", port: 0 };
 
-function to(listener: Listener): { hostname: string; port: number } {
-  return { hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port };
+function to(listener: Listener<Deno.NetAddr>): { hostname: string; port: number } {
+  return { hostname: "127.0.0.1", port: listener.addr.port };
 }
 
 /** Answers every connection with what it sent, in capitals, until the listener is closed. */

@@ -20,7 +20,7 @@ export interface Transport {
   readonly open: (() => { listener: Listener; dial: () => Coroutine<Socket> }) | null;
 }
 
-const port = (listener: Listener) => (listener.addr as Deno.NetAddr).port;
+const port = (listener: Listener<Deno.NetAddr>) => listener.addr.port;
 
 /** The certificates of the tests. */
 export const tls = {

@@ -172,19 +172,23 @@ Deno.test("N12 a handler's error closes its connection, reaches onError with the
   });
 });
 
-Deno.test("N12 without onError a handler's error reaches the loop's own", async () => {
+Deno.test("N12 without onError a handler's error reaches the loop's own, with a task named after the client", async () => {
   const wrong = new Error("the handler failed");
+  const socks = sockets(2);
   const errors: Simulation["errors"] = [];
   await simulate(function* ({ loop }) {
     const listener = new FakeListener();
     const server = loop.createTask(serve(listener, function* () {
       throw wrong;
     }));
-    listener.push(...sockets(2));
+    listener.push(...socks);
     yield* turns(10);
     assert(!server.done);
   }, { errors });
-  assertEquals(errors.map(({ error }) => error), [wrong, wrong]);
+  assertEquals(errors.map(({ error, task }) => [error, task?.name]), [
+    [wrong, `127.0.0.1:${socks[0].id}`],
+    [wrong, `127.0.0.1:${socks[1].id}`],
+  ]);
 });
 
 Deno.test("K8 an onError that throws is reported to the loop and does not stop the server", async () => {
@@ -367,6 +371,12 @@ Deno.test("N12 a listener that is closed already is a ClosedError at once, and o
   });
 });
 
+Deno.test("N12 serve on what is no listener is a TypeError that says what it takes", () => {
+  for (const wrong of [8080, undefined, null, { port: 8080 }] as never[]) {
+    assertThrows(() => serve(wrong, forever), TypeError, "it takes a listener, as in serve(listen({ port }), handler)");
+  }
+});
+
 Deno.test("N12 N4 serve on a closed listener of the platform is a ClosedError", needs({ net: true }), () => {
   const listener = listen({ hostname: "127.0.0.1", port: 0 });
   listener.close();
@@ -534,7 +544,7 @@ Deno.test(
   async () => {
     const stop = new AbortController();
     using listener = listen({ hostname: "127.0.0.1", port: 0 });
-    const { port } = listener.addr as Deno.NetAddr;
+    const { port } = listener.addr;
 
     function* client(n: number): Coroutine<string> {
       using stream = new Stream(yield* connect({ hostname: "127.0.0.1", port }));
@@ -612,7 +622,7 @@ Deno.test(
 Deno.test("N12 N6 clients that reset concern nobody else", needs({ net: true }), async () => {
   const reports: unknown[] = [];
   using listener = listen({ hostname: "127.0.0.1", port: 0 });
-  const address = { hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port };
+  const address = { hostname: "127.0.0.1", port: listener.addr.port };
 
   await new Loop().run(taskGroup(function* (group) {
     group.createTask(serve(listener, echo, { onError: (error) => reports.push(error), drainTimeout: 0 }));
@@ -632,7 +642,7 @@ Deno.test("N12 N6 clients that reset concern nobody else", needs({ net: true }),
 
 Deno.test("N12 idle deadlines are one line for who writes the handler", needs({ net: true }), async () => {
   using listener = listen({ hostname: "127.0.0.1", port: 0 });
-  const address = { hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port };
+  const address = { hostname: "127.0.0.1", port: listener.addr.port };
   const handler = function* (sock: ConstructorParameters<typeof Stream>[0]): Coroutine {
     const stream = new Stream(sock);
     const line = yield* moveOnAfter(10, stream.readLine());

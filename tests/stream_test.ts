@@ -691,7 +691,7 @@ battery("N7 a pipe whose stream is closed in the middle of a write ends at once"
 Deno.test("ST2 N6 a reset in the middle of a record is the platform's error", needs({ net: true }), async () => {
   const loop = new Loop();
   using listener = listen({ hostname: "127.0.0.1", port: 0 });
-  const { port } = listener.addr as Deno.NetAddr;
+  const { port } = listener.addr;
   await assertRejects(() =>
     loop.run(function* (): Coroutine {
       const client = new Stream(yield* connect({ hostname: "127.0.0.1", port }));

@@ -709,6 +709,19 @@ Deno.test("S4 a PriorityQueue gives the smallest first, equals in the order they
   });
 });
 
+Deno.test("S4 a PriorityQueue orders [priority, item] by the priority, as Python's tuples, whatever the item", () => {
+  const queue = new PriorityQueue<[number, unknown]>();
+  for (const entry of [[10, "c"], [9, { first: true }], [9, { first: false }], [10, "b"]] as [number, unknown][]) {
+    queue.putNowait(entry);
+  }
+  assertEquals(Array.from({ length: 4 }, () => queue.getNowait()), [
+    [9, { first: true }],
+    [9, { first: false }],
+    [10, "b"],
+    [10, "c"],
+  ]);
+});
+
 Deno.test("S4 a PriorityQueue compares with < by default, and a waiting getter takes the smallest there is", async () => {
   await simulate(function* ({ loop }) {
     const queue = new PriorityQueue<string>();

@@ -7,7 +7,7 @@ const echoHandler = Deno.args[0] === "into" ? echoFromBuffer : echo;
 
 function* echoServer(): Coroutine {
   using listener = listen({ hostname: "127.0.0.1", port: 0 });
-  console.log(`listening on 127.0.0.1:${(listener.addr as Deno.NetAddr).port}`);
+  console.log(`listening on 127.0.0.1:${listener.addr.port}`);
   while (true) {
     const [client] = yield* loop.sockAccept(listener);
     loop.createTask(echoHandler(client));
