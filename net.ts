@@ -751,7 +751,7 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#isClosed) return;
     const unread = this.#to > this.#from;
     this.#shut();
-    if (this.#leaving === null && !unread) return this.#end();
+    if (this.#leaving === null && !unread) return this.#endIfSilent();
     this.#linger = setTimeout(() => this.#end(), LINGER);
     this.#leave();
   }
@@ -786,8 +786,8 @@ export class Socket extends Pollable implements SocketLike {
    * Discussion: TCP answers bytes that arrive at, or lie unread in, a closed socket with a reset, and a reset throws away
    * what the peer has not read yet. So while we deliver we also read, and forget what comes; when all has left we end our
    * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer.
-   * This happens where something was unsent or unread at `close()`. A socket with neither is closed at once, as the
-   * system does it: what is still on its way to it then is not waited for.
+   * This happens where something was unsent or unread at `close()`. A socket with neither is closed, as the system does it:
+   * what is still on its way to it then is not waited for.
    */
   #leave(): void {
     const broken = this.#readError !== null || this.#writeError !== null;
@@ -796,6 +796,21 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#leaving !== null || this.#writeEnded) return;
     this.#writeEnded = true;
     this.#conn.closeWrite().catch(() => this.#end());
+  }
+
+  /**
+   * The end of a closed socket that has nothing to deliver any more, unless input lies unread in the system: then what was
+   * sent may not have arrived, and letting go would be a reset. One read tells, as what is there arrives within a turn.
+   */
+  #endIfSilent(): void {
+    const hasSent = this.#leavingTo > 0;
+    if (!hasSent || this.#eof || this.#readError !== null || this.#writeError !== null) return this.#end();
+    if (!this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
+    setImmediate(() => {
+      if (this.#eof) return; // It has ended meanwhile.
+      if (this.#pause === undefined) this.#end();
+      else this.#linger = setTimeout(() => this.#end(), LINGER);
+    });
   }
 
   /**

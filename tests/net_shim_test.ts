@@ -475,7 +475,7 @@ Deno.test("N7 what is sent while a write is under way goes out in one more, in o
   await conn.take();
   assertEquals(conn.written, "one two three four");
   assertEquals(conn.writes.length, 0);
-  sock.close();
+  sock.abort();
   assertEquals(conn.closed, 1);
 });
 
@@ -579,17 +579,58 @@ Deno.test("N5 N7 a peer that sends without end to a closed socket holds up nobod
     assertEquals([reads, timers.size], [4, 0]);
   }));
 
-Deno.test("N5 with nothing unsent and nothing unread, close() closes at once", async () => {
-  const { conn, sock, selector } = fake();
-  sock.send(bytes("abc"));
-  await conn.take();
-  selector.register(sock, EVENT_READ);
-  await selector.select(0);
-  sock.close();
-  assertEquals(conn.closed, 1);
-  await turn();
-  selector.close();
+Deno.test("N5 with nothing unsent and nothing unread, close() closes within a turn, and at once if nothing was sent", async () => {
+  for (const armed of [true, false]) {
+    for (const sent of [true, false]) {
+      const { conn, sock, selector } = fake();
+      if (sent) sock.send(bytes("abc"));
+      if (sent) await conn.take();
+      if (armed) selector.register(sock, EVENT_READ);
+      await selector.select(0);
+      sock.close();
+      assertEquals(conn.closed > 0, !sent);
+      await turn();
+      assertEquals([conn.closed > 0, conn.most], [true, armed || sent ? 1 : 0]);
+      selector.close();
+    }
+  }
 });
+
+Deno.test("N5 close() with input unread in the system reads on until the peer ends, ten seconds at most", () =>
+  withTimers(async (timers) => {
+    for (const polite of [true, false]) {
+      const { conn, sock } = fake();
+      sock.send(bytes("answer"));
+      await conn.take();
+      sock.close();
+      await conn.arrive("a second question");
+      await turn();
+      assertEquals([conn.closed, conn.writeEnded], [0, false]);
+      pass(timers, 1);
+      await turn();
+      assertEquals([conn.closed, conn.writeEnded], [0, true]);
+      if (polite) await conn.arriveEnd();
+      else pass(timers, 10_000);
+      await turn();
+      assertEquals([conn.closed > 0, timers.size], [true, 0]);
+    }
+  }));
+
+Deno.test("N5 abort() after close() ends the look for input, and so does an error", () =>
+  withTimers(async (timers) => {
+    for (const end of ["abort", "error", "end of stream"]) {
+      const { conn, sock } = fake();
+      sock.send(bytes("answer"));
+      await conn.take();
+      sock.close();
+      if (end === "abort") sock.abort();
+      else if (end === "error") conn.reads.shift()!.reject(new Error("reset"));
+      else await conn.arriveEnd();
+      await turn();
+      await turn();
+      assertEquals([conn.closed > 0, timers.size], [true, 0]);
+    }
+  }));
 
 Deno.test("N5 close() after input that was not read reads on until the peer ends", () =>
   withTimers(async (timers) => {

@@ -387,6 +387,26 @@ battery("N5 close() with input unread and all sent: the peer gets every byte", f
   assertEquals(text(yield* readAll(loop, server)), "answer");
 });
 
+battery(
+  "N5 close() with input unread in the system and all sent: the peer gets every byte, and an end",
+  function* (scene) {
+    const { loop, client, server } = scene;
+    yield* loop.sockSendall(client, bytes("question"));
+    assertEquals(text(yield* loop.sockRecv(server, 100)), "question");
+    yield* loop.sockSendall(client, bytes("another"));
+    yield* settle();
+    const answer = pattern(150_000); // more than a peer takes at once, less than the system holds
+    const answering = loop.createTask((function* () {
+      yield* loop.sockSendall(server, answer);
+      yield* server.closeWrite();
+      server.close();
+    })());
+    yield* settle();
+    assert(sameBytes(yield* readAll(loop, client), answer));
+    yield* answering.join();
+  },
+);
+
 /** `from` sends `data` and closes at once; `to` reads it slowly, and sends `noise` meanwhile. */
 function* deliverTo(loop: Loop, from: Socket, to: Socket, data: Uint8Array, noise?: Uint8Array): Coroutine {
   const sending = loop.createTask((function* () {
