@@ -316,9 +316,13 @@ export class Condition {
   /**
    * Wakes the `n` tasks that have waited longest.
    *
+   * @throws {RangeError} If `n` is not a whole number from 0 up.
    * @throws {Error} If the current task does not hold the lock.
    */
   notify(n: number = 1): void {
+    if (!Number.isInteger(n) || n < 0) {
+      throw new RangeError(`Cannot notify ${n} tasks: the number must be a whole one from 0 up`);
+    }
     this.#check("notify");
     while (n-- > 0 && this.#waiters.unpark());
   }
@@ -381,10 +385,12 @@ export class Queue<T> {
    * Makes a queue of at most `maxsize` items; 0, as the default, means no limit. `items` keeps them, and so decides their
    * order.
    *
-   * @throws {RangeError} If `maxsize` is negative or not a number.
+   * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
    */
   constructor(maxsize: number = 0, items: QueueItems<T> = new Deque<T>()) {
-    if (!(maxsize >= 0)) throw new RangeError(`Cannot make a queue of ${maxsize} items: the number must be from 0 up`);
+    if (maxsize !== Infinity && !(Number.isInteger(maxsize) && maxsize >= 0)) {
+      throw new RangeError(`Cannot make a queue of ${maxsize} items: the number must be a whole one from 0 up`);
+    }
     this.maxsize = maxsize === 0 ? Infinity : maxsize;
     this.#items = items;
   }
@@ -442,7 +448,7 @@ export class Queue<T> {
    */
   *get(): Coroutine<T> {
     if (this.#available === 0) {
-      if (this.#closed) throw closedError("get");
+      this.#checkDrained();
       // Whoever adds an item claims it for the getter that has waited longest.
       if (!(yield* park(this.#getters))) throw closedError("get");
     } else {
@@ -466,7 +472,7 @@ export class Queue<T> {
    */
   getNowait(): T {
     if (this.#available === 0) {
-      if (this.#closed) throw closedError("get");
+      this.#checkDrained();
       throw new WouldBlock("Cannot get: the queue is empty");
     }
     return this.#take();
@@ -477,7 +483,7 @@ export class Queue<T> {
     if (this.#closed) return;
     this.#closed = true;
     this.#putters.unparkAll(false);
-    this.#getters.unparkAll(false);
+    this.#tellDrained();
   }
 
   /**
@@ -507,15 +513,30 @@ export class Queue<T> {
   }
 
   #add(item: T): void {
-    this.#unfinished++;
     this.#items.append(item);
+    this.#unfinished++;
     this.#offerItem();
   }
 
   #take(): T {
     const item = this.#items.popleft()!;
     this.#offerSlot();
+    this.#tellDrained();
     return item;
+  }
+
+  /** Closed, and every item taken. One that is only claimed may still come back, if its getter is cancelled. */
+  get #drained(): boolean {
+    return this.#closed && this.#items.length === 0;
+  }
+
+  #checkDrained(): void {
+    if (this.#drained) throw closedError("get");
+  }
+
+  /** Those who wait for an item wait in vain from now on. */
+  #tellDrained(): void {
+    if (this.#drained) this.#getters.unparkAll(false);
   }
 
   /** There is an item nobody has spoken for: it goes to the getter that has waited longest. */
@@ -611,7 +632,10 @@ interface Entry<T> {
   order: number;
 }
 
-/** A binary heap of items, each with the order in which it came. */
+/**
+ * A binary heap of items, each with the order in which it came. A place is found before anything moves, so that a
+ * comparison that throws changes nothing.
+ */
 class Heap<T> implements QueueItems<T> {
   readonly #heap: Entry<T>[] = [];
   readonly #compare: (a: Entry<T>, b: Entry<T>) => number;
@@ -626,37 +650,38 @@ class Heap<T> implements QueueItems<T> {
   }
 
   append(item: T): void {
-    this.#push({ item, order: this.#next++ });
+    const heap = this.#heap;
+    const entry = { item, order: this.#next++ };
+    let place = heap.length;
+    while (place > 0 && this.#compare(entry, heap[above(place)]) < 0) place = above(place);
+    for (let i = heap.length; i > place; i = above(i)) heap[i] = heap[above(i)];
+    heap[place] = entry;
   }
 
   popleft(): T | undefined {
     const heap = this.#heap;
-    const top = heap[0];
-    const last = heap.pop();
-    if (last && last !== top) this.#sink(last);
-    return top?.item;
+    if (heap.length <= 1) return heap.pop()?.item;
+    let i = this.#placeOfLast();
+    let entry = heap.pop()!;
+    for (; i > 0; i = above(i)) [entry, heap[i]] = [heap[i], entry];
+    [entry, heap[0]] = [heap[0], entry];
+    return entry.item;
   }
 
-  #push(entry: Entry<T>): void {
+  /** Where the last entry belongs once the top is gone, and what is above that place has moved up. */
+  #placeOfLast(): number {
     const heap = this.#heap;
-    let i = heap.length;
-    for (let above = (i - 1) >> 1; i > 0 && this.#compare(entry, heap[above]) < 0; above = (i - 1) >> 1) {
-      heap[i] = heap[above];
-      i = above;
-    }
-    heap[i] = entry;
-  }
-
-  /** Puts `entry` in at the top, where it does not belong, and down to where it does. */
-  #sink(entry: Entry<T>): void {
-    const heap = this.#heap;
+    const last = heap.length - 1;
     let i = 0;
-    for (let child = 1; child < heap.length; child = 2 * i + 1) {
-      if (child + 1 < heap.length && this.#compare(heap[child + 1], heap[child]) < 0) child++;
-      if (this.#compare(entry, heap[child]) <= 0) break;
-      heap[i] = heap[child];
+    for (let child = 1; child < last; child = 2 * i + 1) {
+      if (child + 1 < last && this.#compare(heap[child + 1], heap[child]) < 0) child++;
+      if (this.#compare(heap[last], heap[child]) <= 0) break;
       i = child;
     }
-    heap[i] = entry;
+    return i;
   }
+}
+
+function above(i: number): number {
+  return (i - 1) >> 1;
 }

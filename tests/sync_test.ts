@@ -611,6 +611,33 @@ Deno.test("S4 an item spoken for by a getter is not for getNowait, and goes to t
   });
 });
 
+Deno.test("S4 C7 close: the item of a getter that is cancelled goes to one that waits already", async () => {
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<string>();
+    queue.putNowait("job");
+    const [first, second, third] = [queue.get(), queue.get(), queue.get()].map((coro) => loop.createTask(coro));
+    first.cancel();
+    loop.createTask((function* () {
+      queue.close();
+    })());
+    assertEquals(yield* second.join(), "job");
+    assertInstanceOf(yield* caught(third.join()), ClosedError);
+    assertEquals([queue.size, first.cancelled], [0, true]);
+  });
+});
+
+Deno.test("S4 C7 close: the item of a getter that is cancelled goes to one that comes after the close", async () => {
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<string>();
+    queue.putNowait("job");
+    queue.close();
+    const [first, second] = [queue.get(), queue.get()].map((coro) => loop.createTask(coro));
+    first.cancel();
+    assertEquals(yield* second.join(), "job");
+    assertInstanceOf(yield* caught(queue.get()), ClosedError);
+  });
+});
+
 Deno.test("S4 close: getters drain the rest, then all are told; who waits to put is told at once", async () => {
   await simulate(function* ({ loop }) {
     const queue = new Queue<number>(2);
@@ -706,6 +733,36 @@ Deno.test("S4 a PriorityQueue gives the smallest first, equals in the order they
       taken.push(yield* queue.get());
     }
     assertEquals(taken, items.toSorted((a, b) => a[0] - b[0])); // which is stable
+  });
+});
+
+Deno.test("S4 a PriorityQueue whose comparison throws neither loses nor doubles an item", async () => {
+  await simulate(function* () {
+    for (let failing = 1; failing < 12; failing++) {
+      let left = Infinity;
+      const queue = new PriorityQueue<number>(0, (a, b) => {
+        if (--left === 0) throw new Error("a wrong comparison");
+        return a - b;
+      });
+      const items = [7, 3, 9, 1, 5, 8, 2];
+      for (const item of items) queue.putNowait(item);
+      left = failing;
+      try {
+        queue.putNowait(0);
+        items.push(0);
+      } catch { /* not in it */ }
+      const got: number[] = [];
+      while (queue.size > 0) {
+        try {
+          got.push(queue.getNowait());
+          queue.taskDone();
+        } catch (error) {
+          assertEquals((error as Error).message, "a wrong comparison");
+        }
+      }
+      assertEquals(got, items.toSorted());
+      yield* queue.join();
+    }
   });
 });
 
