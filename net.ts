@@ -32,6 +32,7 @@
 import {
   type Addr,
   BusyError,
+  Cancelled,
   checkBytes,
   checkMaxBytes,
   ClosedError,
@@ -72,7 +73,9 @@ const SYSTEM_INTERVAL = 5;
 const SYSTEM_TURNS = 64;
 /** How long a closed socket may go on delivering what it had accepted, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
-/** How long it lets others go first between two reads of what nobody will look at, in milliseconds. */
+/** After so many reads of what nobody will look at it lets others go first... */
+const LEAVE_READS = 8;
+/** ...for so long, in milliseconds. */
 const LEAVE_PAUSE = 1;
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -444,6 +447,8 @@ export class Socket extends Pollable implements SocketLike {
   #settings: (() => void)[] | null = null;
   #linger: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
+  /** How many reads have brought something after it was closed. */
+  #leaveReads = 0;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
   constructor(conn: Connection) {
@@ -697,7 +702,7 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#writeEnded) return;
     this.#writeEnded = true;
     this._signal(EVENT_WRITE);
-    yield* until(this.#conn.closeWrite());
+    yield* this.#until("close the write side of", this.#conn.closeWrite());
   }
 
   // ---- Settings ------------------------------------------------------------------------------------------------
@@ -733,12 +738,24 @@ export class Socket extends Pollable implements SocketLike {
   /**
    * Completes the TLS handshake and says what was agreed. It happens by itself with the first bytes; a server uses this
    * to learn the protocol first, or to give a slow client a deadline. On a socket without TLS there is nothing to agree.
+   *
+   * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
   *handshake(): Coroutine<TlsHandshakeInfo> {
     this.#check("shake hands on");
     if (!this.#conn.handshake) return { alpnProtocol: null };
-    const { alpnProtocol } = yield* until(this.#conn.handshake());
+    const { alpnProtocol } = yield* this.#until("shake hands on", this.#conn.handshake());
     return { alpnProtocol: alpnProtocol ?? null };
+  }
+
+  /** Waits for something that the platform does to the connection. What it rejects with when that is closed is no news. */
+  *#until<T>(what: string, promise: Promise<T>): Coroutine<T> {
+    try {
+      return yield* until(promise);
+    } catch (error) {
+      if (!(error instanceof Cancelled)) this.#check(what);
+      throw error;
+    }
   }
 
   // ---- The end -------------------------------------------------------------------------------------------------
@@ -808,18 +825,18 @@ export class Socket extends Pollable implements SocketLike {
     if (!this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
     setImmediate(() => {
       if (this.#eof) return; // It has ended meanwhile.
-      if (this.#pause === undefined) this.#end();
+      if (this.#leaveReads === 0) this.#end();
       else this.#linger = setTimeout(() => this.#end(), LINGER);
     });
   }
 
   /**
    * Discussion: a read from a peer that sends without end completes at once, in a microtask. If it were followed by the
-   * next one there, nothing else of the program would ever run, the linger timer included. So there is a pause, which
-   * counts as a part of the read.
+   * next one there again and again, nothing else of the program would ever run, the linger timer included. So there is a
+   * pause now and then, which counts as a part of the read.
    */
   #leaveLater(): void {
-    if (this.#eof) return this.#leave();
+    if (this.#eof || ++this.#leaveReads % LEAVE_READS !== 0) return this.#leave();
     this.#reading = true;
     this.#pause = setTimeout(() => {
       this.#reading = false;
@@ -965,6 +982,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
     if (this.#accepted) closeQuietly(this.#accepted);
     this.#accepted = null;
     this._signal(EVENT_READ);
+    this._signal(EVENT_WRITE);
     closeQuietly(this.#listener);
   }
 

@@ -431,6 +431,7 @@ class Thread {
   constructor(worker: Worker, onStray: (error: unknown) => void) {
     this.#worker = worker;
     this.#onStray = onStray;
+    worker.unref(); // Only a job keeps the program from ending.
     worker.on("message", (answer: Answer) => this.#hear(answer));
     worker.on("messageerror", (error: unknown) => this.#fail(error));
     worker.on("error", (error: unknown) => this.#fail(error));

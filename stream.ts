@@ -44,8 +44,9 @@ import {
   type SocketLike,
   type Task,
   TaskError,
+  writeWait,
 } from "./loop.ts";
-import { moveOnAfter, shield } from "./scope.ts";
+import { moveOnAfter, race, shield } from "./scope.ts";
 
 /** How many bytes a line may have if nothing else was said; those of a careless or hostile peer would fill the memory. */
 const LIMIT = 65536;
@@ -696,7 +697,7 @@ class Server<S extends StreamSocket> {
 
   *#accept(loop: Loop, handlers: CancelScope): Coroutine<void> {
     for (;;) {
-      while (this.#connections.size >= this.#options.maxConnections) yield* park(this.#room);
+      while (this.#connections.size >= this.#options.maxConnections) yield* this.#untilRoom();
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
         const task = loop.createTask(this.#handle(sock, addr), { name: nameOf(addr), scope: handlers });
@@ -711,6 +712,11 @@ class Server<S extends StreamSocket> {
         yield* sleep(ACCEPT_BACKOFF);
       }
     }
+  }
+
+  /** A listener is never writable: whoever waits for that hears when it is closed, and leaves its connections alone. */
+  *#untilRoom(): Coroutine<void> {
+    yield* race([park(this.#room), writeWait(this.#listener)]);
   }
 
   *#handle(sock: S, addr: Addr): Coroutine<void> {

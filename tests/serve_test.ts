@@ -154,6 +154,27 @@ Deno.test("N12 maxConnections holds: the next is accepted when one has ended, an
   });
 });
 
+Deno.test("N12 a server that is full hears when its listener is closed, and ends", needs({ net: true }), async () => {
+  await run(function* (loop) {
+    const listener = listen({ hostname: "127.0.0.1", port: 0 });
+    const ended: string[] = [];
+    const handler = function* (): Coroutine {
+      try {
+        yield* forever();
+      } finally {
+        ended.push("handler");
+      }
+    };
+    const server = loop.createTask(serve(listener, handler, { maxConnections: 1, drainTimeout: 1 }));
+    using client = yield* connect(listener.addr);
+    while ([...loop.tasks].length < 4) yield* sleep(0); // main, the server, its acceptor, the handler
+    listener.close();
+    yield* server.join();
+    assertEquals(ended, ["handler"]);
+    assertEquals((yield* loop.sockRecv(client, 1)).length, 0);
+  });
+});
+
 Deno.test("N12 a handler's error closes its connection, reaches onError with the address, and nothing else", async () => {
   const handler = function* (_sock: PieceSocket, addr: Addr): Coroutine {
     yield* sleep(1);
