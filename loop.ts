@@ -941,6 +941,12 @@ export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
   throw noCoroutine("Cannot run", coro, (right) => right);
 }
 
+/** Throws `TypeError` if `body` is no function that makes a coroutine. For the other modules here. */
+export function checkBody(taker: string, body: unknown): void {
+  if (typeof body === "function") return;
+  throw new TypeError(`Cannot run ${kind(body)}: ${taker} takes a function, as in ${taker}(function* () { ... })`);
+}
+
 /** What is wrong with something that should be a coroutine, and what to write instead. */
 function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string): TypeError {
   if (typeof thing === "function") {
@@ -1618,6 +1624,7 @@ const DEADLINE = "the deadline has passed";
  * `CancelScope`.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
+ * @throws {TypeError} If `body` is no function.
  *
  * @example
  * ```ts
@@ -1638,6 +1645,7 @@ export function cancelScope<T>(
   body: (scope: CancelScope) => Coroutine<T>,
   options: CancelScopeOptions = {},
 ): Coroutine<T | undefined> {
+  checkBody("cancelScope", body);
   if (options.timeout !== undefined) checkDuration("set a timeout", options.timeout);
   if (options.deadline !== undefined) checkDeadline(options.deadline);
   return inScope(body, options);

@@ -18,6 +18,7 @@ import {
   Cancelled,
   type CancelScope,
   cancelScope,
+  checkBody,
   checkDuration,
   checkpoint,
   checkRunnable,
@@ -269,6 +270,7 @@ export class TaskGroup {
  * undefined, which its type does not say, as most groups never are. After trio's nurseries.
  *
  * @throws The error of the body or of a task; {@linkcode AggregateError} if there is more than one.
+ * @throws {TypeError} If `body` is no function.
  *
  * @example
  * ```ts
@@ -287,7 +289,12 @@ export class TaskGroup {
  * assertEquals(said, [1, 3]);
  * ```
  */
-export function* taskGroup<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
+export function taskGroup<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
+  checkBody("taskGroup", body);
+  return inGroup(body);
+}
+
+function* inGroup<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
   const owner = currentTask();
   return (yield* cancelScope((scope) => new TaskGroup(scope, owner)._run(body))) as T;
 }

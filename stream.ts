@@ -28,6 +28,7 @@ import {
   Cancelled,
   type CancelScope,
   cancelScope,
+  checkBody,
   checkDuration,
   checkpoint,
   checkRunnable,
@@ -189,10 +190,14 @@ export class Stream implements Disposable {
   /**
    * Makes a stream over `sock`, which is the stream's from now on.
    *
+   * @throws {TypeError} If `sock` is no socket.
    * @throws {RangeError} If `limit` is not a number from 1 up.
    */
   constructor(sock: StreamSocket, options: StreamOptions = {}) {
     const { limit = LIMIT } = options;
+    if (typeof sock?.recv !== "function") {
+      throw new TypeError(`Cannot make a stream over ${kind(sock)}: it is no socket`);
+    }
     if (!(limit >= 1)) throw new RangeError(`Cannot limit a stream to ${limit} bytes: it must be a number from 1 up`);
     this.sock = sock;
     this.limit = limit;
@@ -592,7 +597,7 @@ export interface ServeOptions {
  * the handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
  *
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
- * @throws {TypeError} If `listener` is none.
+ * @throws {TypeError} If `listener` is none, or `handler` no function.
  * @throws {ClosedError} If `listener` is closed already.
  * @throws {BusyError} If another task accepts from `listener`.
  *
@@ -623,6 +628,7 @@ export function serve<S extends StreamSocket>(
   options: ServeOptions = {},
 ): Coroutine<void> {
   const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT } = options;
+  checkBody("serve", handler);
   if (maxConnections !== Infinity && !(Number.isSafeInteger(maxConnections) && maxConnections >= 1)) {
     throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be a whole one from 1 up`);
   }

@@ -45,7 +45,7 @@ interface Request {
 
 /** What is answered instead of a file. */
 class HttpError extends Error {
-  constructor(readonly status: number, text: string, readonly hasBody = true) {
+  constructor(readonly status: number, text: string) {
     super(text);
   }
 }
@@ -76,7 +76,7 @@ function* readRequest(stream: Stream): Coroutine<Request | null> {
 }
 
 /** The file that a path means. Whatever the path, dots or links in it, the file lies below `root`. */
-function* open(root: string, { method, path }: Request): Coroutine<{ file: Deno.FsFile; size: number; type: string }> {
+function* open(root: string, path: string): Coroutine<{ file: Deno.FsFile; size: number; type: string }> {
   try {
     const wanted = `${root}/${decodeURIComponent(path)}${path.endsWith("/") ? "index.html" : ""}`;
     const real = yield* until(Deno.realPath(wanted));
@@ -89,12 +89,12 @@ function* open(root: string, { method, path }: Request): Coroutine<{ file: Deno.
     if (error instanceof Cancelled) throw error;
     if (error instanceof URIError || error instanceof TypeError) throw new HttpError(400, "Bad Request");
   }
-  throw new HttpError(404, "Not Found", method !== "HEAD"); // Why it is not to be had is nobody's business.
+  throw new HttpError(404, "Not Found"); // Why it is not to be had is nobody's business.
 }
 
 function* respond(stream: Stream, root: string, request: Request): Coroutine {
   const { method, path, keepAlive } = request;
-  const { file, size, type } = yield* open(root, request);
+  const { file, size, type } = yield* open(root, path);
   using _ = file;
   const connection = keepAlive ? "keep-alive" : "close";
   const head =
@@ -126,10 +126,9 @@ function* handle(sock: Socket, root: string): Coroutine {
   }
 }
 
-function* refuse(stream: Stream, { status, message, hasBody }: HttpError): Coroutine {
-  const head = `HTTP/1.1 ${status} ${message}\r\nContent-Type: text/plain\r\nConnection: close\r\n`;
-  const body = hasBody ? `${message}\n` : "";
-  yield* failAfter(PATIENCE, stream.write(`${head}Content-Length: ${message.length + 1}\r\n\r\n${body}`));
+function* refuse(stream: Stream, { status, message }: HttpError): Coroutine {
+  const head = `HTTP/1.1 ${status} ${message}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n`;
+  yield* failAfter(PATIENCE, stream.write(head));
 }
 
 function show(addr: Addr): string {

@@ -129,7 +129,7 @@ function* handle(sock: Socket): Coroutine {
       if (stream.buffered === 0 || full) yield* stream.write(concat(replies.splice(0)));
     }
   } catch (error) {
-    if (error instanceof IncompleteReadError) return; // It left in the middle of a command.
+    if (error instanceof IncompleteReadError) return yield* stream.write(concat(replies)); // It left in a command.
     if (!(error instanceof ProtocolError || error instanceof LimitError)) throw error;
     yield* stream.write(concat([...replies, text(`-ERR Protocol error: ${error.message}\r\n`)]));
   }

@@ -229,6 +229,19 @@ Deno.test(
   },
 );
 
+Deno.test(
+  "examples/kv_server.ts answers what it has done to a client that leaves in a command",
+  needs(WANTED),
+  async () => {
+    await using server = await Server.example("kv_server");
+    using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+    const answered = readAll(conn);
+    await say(conn, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n1\r\n*1\r\n$4\r\nPI");
+    await conn.closeWrite();
+    assertEquals(await answered, "+OK\r\n");
+  },
+);
+
 Deno.test("N7 examples/kv_server.ts holds few answers for who does not read them", needs(WANTED), async () => {
   await using server = await Server.example("kv_server");
   const memory = () => {
@@ -547,9 +560,10 @@ Deno.test("examples/file_server.ts answers HEAD with a head alone, and ends the 
   try {
     await Deno.writeTextFile(`${folder}/index.html`, "hello\n");
     await using server = await Server.start(["--allow-read", example("file_server"), folder]);
-    const [nothing, rest] = (await converse(server, "HEAD /nothing HTTP/1.1\r\n\r\n")).split("\r\n\r\n");
-    assertMatch(nothing, /^HTTP\/1\.1 404 Not Found\r\n/);
-    assertEquals(rest, "");
+    for (const [request, line] of [["/nothing", "404 Not Found"], ["/%ff", "400 Bad Request"]]) {
+      const [head, rest] = (await converse(server, `HEAD ${request} HTTP/1.1\r\n\r\n`)).split("\r\n\r\n");
+      assertEquals([head.split("\r\n")[0], rest], [`HTTP/1.1 ${line}`, ""]);
+    }
     const twice = "GET / HTTP/1.1\r\nConnection: Close, TE\r\n\r\n".repeat(2);
     assertEquals((await converse(server, twice)).split("hello").length, 2);
   } finally {

@@ -1394,3 +1394,12 @@ for (const way of ["returns", "is cancelled"]) {
     });
   });
 }
+
+// ---- Wrong arguments -------------------------------------------------------------------------------------------------
+
+Deno.test("K6 cancelScope and taskGroup say where they are written that they take a function", () => {
+  for (const wrong of [undefined, null, 5, sleep(1), {}] as never[]) {
+    assertThrows(() => cancelScope(wrong), TypeError, "cancelScope takes a function, as in cancelScope(function* ()");
+    assertThrows(() => taskGroup(wrong), TypeError, "taskGroup takes a function, as in taskGroup(function* ()");
+  }
+});

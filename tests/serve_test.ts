@@ -395,6 +395,7 @@ Deno.test("N12 a listener that is closed already is a ClosedError at once, and o
 Deno.test("N12 serve on what is no listener is a TypeError that says what it takes", () => {
   for (const wrong of [8080, undefined, null, { port: 8080 }] as never[]) {
     assertThrows(() => serve(wrong, forever), TypeError, "it takes a listener, as in serve(listen({ port }), handler)");
+    assertThrows(() => serve(new FakeListener(), wrong), TypeError, "serve takes a function");
   }
 });
 

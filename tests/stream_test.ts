@@ -432,6 +432,9 @@ Deno.test("bad arguments are refused where they are written", async () => {
   for (const limit of [0, -1, NaN]) {
     assertThrows(() => new Stream(new PieceSocket(), { limit }), RangeError, `${limit}`);
   }
+  for (const wrong of [undefined, null, {}, 8080] as never[]) {
+    assertThrows(() => new Stream(wrong), TypeError, "it is no socket");
+  }
   await run(function* () {
     const stream = ended(["abc"]);
     for (const n of [-1, 1.5, NaN, Infinity]) {

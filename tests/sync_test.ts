@@ -340,6 +340,15 @@ Deno.test("S1 a semaphore hands its slot to who has waited longest", async () =>
 
 // ---- Condition -------------------------------------------------------------------------------------------------
 
+Deno.test("S3 notify refuses what is no number of tasks", async () => {
+  await simulate(function* () {
+    const condition = new Condition();
+    using _guard = yield* condition.acquire();
+    for (const bad of [-1, NaN, 1.5, "x" as unknown as number]) assertThrows(() => condition.notify(bad), RangeError);
+    condition.notify(0);
+  });
+});
+
 Deno.test("S3 wait releases the lock, and has it again when it returns", async () => {
   await simulate(function* ({ loop }) {
     const condition = new Condition();
@@ -696,7 +705,7 @@ Deno.test("S4 join waits for every taskDone", async () => {
 });
 
 Deno.test("S4 sizes that are none are refused, undefined is an item like any other", async () => {
-  for (const bad of [-1, NaN]) assertThrows(() => new Queue(bad), RangeError);
+  for (const bad of [-1, NaN, 1.5, "2" as unknown as number]) assertThrows(() => new Queue(bad), RangeError);
   await simulate(function* () {
     const queue = new Queue<undefined>(1);
     yield* queue.put(undefined);
