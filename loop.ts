@@ -495,6 +495,9 @@ export class Loop {
       else signal?.addEventListener("abort", abort);
       try {
         await this.#turns(() => task.done);
+      } catch (error) {
+        this._unwatch(task); // This is what `run` rejects with; an error of `main` is one like any other now.
+        throw error;
       } finally {
         signal?.removeEventListener("abort", abort);
         if (!this.#stopped) await this.#shutDown(task);
@@ -545,6 +548,7 @@ export class Loop {
 
   #end(): void {
     this.#running = false;
+    if (this.#failed.length > 0) this.#reportFailed();
     this.selector.wakeup?.(); // With no select under way, it lets go of its timer.
   }
 
@@ -908,8 +912,10 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
       if (typeof promise?.then !== "function") {
         throw new TypeError(`Cannot wait until ${kind(promise)}: it is no promise`);
       }
-      // A task must know at once that somebody takes its outcome; of other thenables it takes care to be asked only once.
-      const settled = promise instanceof Task ? promise.then() : Promise.resolve(promise);
+      // A task must know at once that somebody takes its outcome, and when nobody does any more; of other thenables it takes
+      // care to be asked only once.
+      const settled = promise instanceof Task ? promise._outcome() : Promise.resolve(promise);
+      if (promise instanceof Task) controller.signal.addEventListener("abort", () => promise.loop._unwatch(promise));
       settled.then(
         (value) => task._pending === controller && (task._pending = null, task.loop.wake(task, value)),
         (error) => task._pending === controller && (task._pending = null, task.loop.fail(task, error)),
@@ -1078,7 +1084,7 @@ export class Task<T = any> implements PromiseLike<T> {
   #own: CancelScope | null = null;
   #cancelled = false;
   #joiners: ParkingLot | null = null;
-  #callbacks: ((task: Task<T>) => void)[] | null = null;
+  #callbacks: ((task: Task<any>) => void)[] | null = null;
   #promise: Promise<T> | null = null;
 
   /** @internal Made by {@linkcode Loop.createTask}. */
@@ -1176,7 +1182,13 @@ export class Task<T = any> implements PromiseLike<T> {
     onfulfilled?: ((value: T) => A | PromiseLike<A>) | null,
     onrejected?: ((reason: any) => B | PromiseLike<B>) | null,
   ): Promise<A | B> {
-    this.#promise ??= new Promise((resolve, reject) => {
+    this.#promise ??= this._outcome();
+    return this.#promise.then(onfulfilled, onrejected);
+  }
+
+  /** @internal A promise of its outcome. Whoever asks for it takes charge of its error. */
+  _outcome(): Promise<T> {
+    return new Promise((resolve, reject) => {
       this.addDoneCallback(() => {
         try {
           resolve(this.result());
@@ -1185,7 +1197,6 @@ export class Task<T = any> implements PromiseLike<T> {
         }
       });
     });
-    return this.#promise.then(onfulfilled, onrejected);
   }
 
   /** The task in words: `task 3 "main"`. */
@@ -1278,7 +1289,7 @@ export class Task<T = any> implements PromiseLike<T> {
     return threw && !this.#cancelled;
   }
 
-  #callBack(callbacks: ((task: Task<T>) => void)[]): void {
+  #callBack(callbacks: ((task: Task<any>) => void)[]): void {
     for (const callback of callbacks) {
       try {
         callback(this);

@@ -159,7 +159,7 @@ export class TaskGroup {
    */
   createTask<T>(coro: Coroutine<T>, options: TaskOptions = {}): Task<T> {
     const task = this.#start(coro, options);
-    task.addDoneCallback((task) => this.#done(task.error));
+    task.addDoneCallback((task) => this.#done(task, task.error));
     return task;
   }
 
@@ -201,7 +201,7 @@ export class TaskGroup {
       options,
     );
     task.addDoneCallback((task) => {
-      this.#done(said ? task.error : undefined);
+      this.#done(task, said ? task.error : undefined);
       lot.unpark();
     });
     try {
@@ -231,9 +231,10 @@ export class TaskGroup {
     return task;
   }
 
-  #done(error: unknown): void {
+  #done(task: Task, error: unknown): void {
     this.#size--;
-    if (error !== undefined) this.#fail(error);
+    if (error !== undefined && this.#owner.done) task.loop._report(error, task); // Its block was given up.
+    else if (error !== undefined) this.#fail(error);
     if (this.#size === 0) this.#empty.unparkAll();
   }
 

@@ -30,6 +30,7 @@ import {
   socketPair,
   type Task,
   TaskError,
+  taskGroup,
   until,
   writeWait,
 } from "../mod.ts";
@@ -651,6 +652,58 @@ Deno.test("K8 a hook that throws is reported and stops nothing", async () => {
   }
   const text = printed.join("\n");
   for (const word of ["bad onError", "bad trace", "lonely"]) assertStringIncludes(text, word);
+});
+
+for (
+  const [name, wait] of [["until(task)", (task: Task) => until(task)], [
+    "until(() => task)",
+    (task: Task) => until(() => task),
+  ]] as const
+) {
+  Deno.test(`K8 a task's error is reported when a cancelled ${name} does not wait for it any more`, async () => {
+    const errors: Simulation["errors"] = [];
+    await simulate(function* ({ loop }) {
+      const bad = loop.createTask((function* () {
+        yield* sleep(10);
+        throw "bad";
+      })());
+      yield* moveOnAfter(5, wait(bad));
+      yield* sleep(10);
+      const worse = loop.createTask(fails("worse", 3));
+      const other = loop.createTask(until(worse));
+      yield* moveOnAfter(0, wait(worse));
+      assertEquals(yield* thrownBy(() => other.join()), "worse");
+    }, { errors });
+    assertEquals(errors.map(({ error }) => error), ["bad"]);
+  });
+}
+
+Deno.test("K8 what main throws when its loop has come to a deadlock is reported", async () => {
+  const { loop, errors } = simulation();
+  await assertRejects(() =>
+    loop.run((function* () {
+      try {
+        yield* park(new ParkingLot());
+      } catch {
+        throw "cleanup failed";
+      }
+    })()), DeadlockError);
+  assertEquals(errors.map(({ error, task }) => [error, task?.name]), [["cleanup failed", "main"]]);
+});
+
+Deno.test("K8 an error in a group whose owner is gone is reported", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const owner = loop.createTask((function* () {
+      taskGroup(function* (group) {
+        group.createTask(fails("child", 3));
+        yield* sleep(1);
+      }).next(); // and no more
+    })());
+    yield* owner.wait();
+    yield* sleep(1);
+  }, { errors });
+  assertEquals(errors.map(({ error }) => error), ["child"]);
 });
 
 // ---- K9 ----------------------------------------------------------------------------------------------------------
