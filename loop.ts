@@ -540,10 +540,10 @@ export class Loop {
 
   async #begin(): Promise<void> {
     if (this.#running) throw new Error("Cannot run the loop: it is running already");
+    this.#platformTurned = this.time();
     this.#running = true;
     this.#stopped = false;
     await null; // Whoever was given a task together with the loop, say Promise.all, has asked for its outcome by now.
-    this.#platformTurned = this.time();
   }
 
   #end(): void {
@@ -576,15 +576,20 @@ export class Loop {
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
       if (this.#suspect && events.length === 0) this.#checkDeadlock();
-      this.#turn(events);
+      const outer = running; // A task of another loop may be running this one.
+      running = this;
+      try {
+        this.#turn(events);
+      } finally {
+        running = outer;
+        this.#current = null;
+      }
+      if (this.#failed.length > 0) this.#reportFailed();
     }
   }
 
   /** One turn, in its three bands. */
   #turn(events: [SelectorKey, number][]): void {
-    const outer = running; // A task of another loop may be running this one.
-    running = this;
-
     // -- I/O: what the selector says is ready, its tasks are
     // (By index: until it is compiled, `for (const [key] of events)` makes so much garbage that with it an idle
     // connection takes half a KiB more.)
@@ -602,10 +607,6 @@ export class Loop {
     // -- Tasks: who was ready when the band began takes a step
     this.#steps += this.ready.length;
     for (let n = this.ready.length; n > 0 && !this.#stopped; n--) this.#step(this.ready.popleft()!);
-    this.#current = null;
-
-    running = outer;
-    if (this.#failed.length > 0) this.#reportFailed();
   }
 
   /** The article's `op, *args = self.current_task.send(None)`. */
@@ -617,8 +618,13 @@ export class Loop {
     } catch (error) {
       return this.#finish(task, error, true);
     }
-    if (result.done) this.#finish(task, result.value, false);
-    else this.#perform(task, result.value);
+    if (result.done) return this.#finish(task, result.value, false);
+    try {
+      this.#perform(task, result.value);
+    } catch (error) { // of a clock, or of an op that throws when it is looked at
+      task._op ??= CHECKPOINT;
+      this.fail(task, error);
+    }
   }
 
   /** The article's `getattr(self, op)(*args)`. */

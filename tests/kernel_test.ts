@@ -17,6 +17,7 @@ import {
   type Coroutine,
   currentTask,
   DeadlockError,
+  EVENT_READ,
   listen,
   Loop,
   moveOnAfter,
@@ -34,6 +35,7 @@ import {
   until,
   writeWait,
 } from "../mod.ts";
+import { runningLoopOrNull } from "../loop.ts";
 import { FakeSocket, platformTurn, simulate, type Simulation, simulation } from "./world.ts";
 import { needs } from "./permissions.ts";
 
@@ -428,6 +430,58 @@ Deno.test("K5 anything else that is no op is a TypeError at that yield", async (
     assertStringIncludes(await misuse(op), "it is no op");
   }
   await misuse(proxy);
+});
+
+Deno.test("K5 an op that throws when it is looked at, or a clock that does, is an error at that yield", async () => {
+  const revoked = Proxy.revocable([], {});
+  revoked.revoke();
+  const mined = new Proxy([], {
+    get() {
+      throw new TypeError("Do not look");
+    },
+  });
+  const { loop, world } = simulation({ trace: undefined });
+  await loop.run((function* () {
+    for (const op of [revoked.proxy, mined] as unknown as Op[]) {
+      assertInstanceOf(
+        yield* thrownBy(function* () {
+          yield op;
+        }),
+        TypeError,
+      );
+    }
+    yield* moveOnAfter(
+      100,
+      (function* () {
+        const now = world.now;
+        world.now = () => {
+          world.now = now;
+          throw new Error("the clock is broken");
+        };
+        assertMatch(`${yield* thrownBy(checkpoint)}`, /the clock is broken/);
+      })(),
+    );
+    yield* sleep(1);
+  })());
+});
+
+Deno.test("K5 a selector or clock that throws leaves no loop running behind", async () => {
+  const { loop, world } = simulation();
+  const { now, unregister } = world;
+  world.now = () => {
+    throw new Error("the clock is broken");
+  };
+  await assertRejects(() => loop.run(sleep(1)), Error, "the clock is broken");
+  world.now = now;
+  world.unregister = () => {
+    throw new Error("the selector is broken");
+  };
+  const sock = new FakeSocket();
+  sock.ready = EVENT_READ;
+  await assertRejects(() => loop.run(readWait(sock)), Error, "the selector is broken");
+  assertEquals([runningLoopOrNull(), loop.currentTask], [null, null]);
+  world.unregister = unregister;
+  assertEquals(await loop.run(value(1)), 1);
 });
 
 // ---- K6 ----------------------------------------------------------------------------------------------------------
