@@ -644,8 +644,9 @@ export class Loop {
       if (op.length <= 2) handler.start(task, op[1]);
       else handler.start(task, ...op.slice(1));
     } catch (error) {
-      if (task._op) this.fail(task, error);
-      else this._report(error, task); // The wait was over already when its handler threw.
+      if (!task._op) return this._report(error, task); // The wait was over already when its handler threw.
+      task._pending = null;
+      this.fail(task, error);
     }
   }
 

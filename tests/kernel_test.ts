@@ -1391,6 +1391,19 @@ Deno.test("K16 run cancels main with the reason of its signal", async () => {
   }
 });
 
+Deno.test("K16 a promise whose then attaches and throws wakes nobody later", async () => {
+  await simulate(function* () {
+    const late = Promise.withResolvers<string>();
+    late.promise.then = (...args: any[]) => {
+      Promise.prototype.then.apply(late.promise, args as []);
+      throw new Error("after all");
+    };
+    assertMatch(`${yield* thrownBy(() => until(() => late.promise))}`, /after all/);
+    late.resolve("too late");
+    assertEquals(yield* moveOnAfter(5, park(new ParkingLot<unknown>())), undefined);
+  });
+});
+
 // ---- K17 ---------------------------------------------------------------------------------------------------------
 
 Deno.test("K17 a program adds an op of its own, typed, without touching the kernel", async () => {
