@@ -662,9 +662,13 @@ export class Loop {
     const timeout = this.ready.length > 0 ? 0 : this.#timeout();
     if (timeout === 0) return this.selector.poll ? this.selector.poll() : this.selector.select(0);
     this.#asleep = true;
-    const selected = this.selector.select(timeout);
-    if (this.selector.wakeup) return selected;
-    return Promise.race([selected, new Promise<[]>((resolve) => this.#rouse = () => resolve([]))]);
+    if (!this.selector.wakeup) {
+      const roused = new Promise<[]>((resolve) => this.#rouse = () => resolve([]));
+      return Promise.race([this.selector.select(timeout), roused]);
+    }
+    const selected = this.selector.select(timeout, true);
+    if (!this.#asleep) this.selector.wakeup(); // It has woken a task itself, before it could be woken.
+    return selected;
   }
 
   /**
@@ -1930,9 +1934,10 @@ export interface Selector {
   unregister(fileobj: Selectable, events?: number): void;
   /**
    * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what.
-   * `select(0)` lets the platform's own event loop turn once.
+   * `select(0)` lets the platform's own event loop turn once. With `again` another `select` will follow, or a `wakeup`: what
+   * was set up to end this one may be kept until then.
    */
-  select(timeout?: number): Promise<[SelectorKey, number][]>;
+  select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
   /** Whether `fileobj` is ready for `event`, and nobody watches it for that. Without it the loop registers and polls. */
   isReady?(fileobj: Selectable, event: number): boolean;
   /** What is ready, at once. Without it the loop uses `select(0)`. */

@@ -155,10 +155,12 @@ export class DefaultSelector implements Selector {
   /** When Deno last had a reason to ask the system what has arrived, and whether it had one since. */
   #askedAt = 0;
   #hasWaited = false;
-  // Discussion: to set and clear a timer of the platform's costs more than the rest of a turn. So a timer is left
-  // running when `select` returns, and serves the next one if it is early enough; one that comes too early is set again.
+  // Discussion: to set and clear a timer of the platform's costs more than the rest of a turn. So for a loop, which will
+  // select again, it is left running when `select` returns, and serves the next one if it is early enough; one that comes
+  // too early is set again.
   #timer: ReturnType<typeof setTimeout> | undefined;
   #timerDue = Infinity;
+  #keepsTimer = false;
   readonly #onTimer = () => {
     this.#timer = undefined;
     this.#timerDue = Infinity;
@@ -216,12 +218,13 @@ export class DefaultSelector implements Selector {
 
   /**
    * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for one turn of
-   * Deno's event loop. While one `select` is under way another makes it return.
+   * Deno's event loop. While one `select` is under way another makes it return. With `again` a timer may be left behind for
+   * the next one: `wakeup` or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
    * @throws {ClosedError} If the selector is closed.
    */
-  select(timeout: number = Infinity): Promise<[SelectorKey, number][]> {
+  select(timeout: number = Infinity, again: boolean = false): Promise<[SelectorKey, number][]> {
     if (typeof timeout !== "number" || Number.isNaN(timeout)) {
       return Promise.reject(new RangeError(`Cannot select for ${kind(timeout)} ms: the time must be a number`));
     }
@@ -231,6 +234,7 @@ export class DefaultSelector implements Selector {
     const events = this.poll();
     if (events.length > 0) return Promise.resolve(events);
     this.#until = timeout === Infinity ? Infinity : performance.now() + timeout;
+    this.#keepsTimer = again;
     this.#setTimer();
     this.#hasWaited = true;
     // What completes at the same time as the socket that ends this wait is seen by the poll at its end too.
@@ -318,7 +322,8 @@ export class DefaultSelector implements Selector {
   wakeup(): void {
     const resolve = this.#resolve;
     this.#resolve = null;
-    if (resolve) return resolve();
+    resolve?.();
+    if (resolve && this.#keepsTimer) return;
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#timerDue = Infinity;
