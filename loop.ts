@@ -554,7 +554,10 @@ export class Loop {
 
   /** Ends every task that is left. One that is born meanwhile is born cancelled. */
   async #shutDown(main: Task<any>): Promise<void> {
-    this.#root.cancel("the loop is shutting down");
+    const root = this.#root;
+    const fedFromOutside = this.#fedFromOutside;
+    root.cancel("the loop is shutting down");
+    this.#fedFromOutside = fedFromOutside; // The loop did that itself.
     try {
       while (this.#live > 0) {
         this.#stopped = false; // A stop() comes too late to leave anything as it is.
@@ -563,8 +566,12 @@ export class Loop {
     } catch (error) {
       blame(error, main.error);
       throw error;
+    } finally {
+      // Who is left, if that has failed, stays cancelled, and in the tree; a later run begins with a root that is not.
+      this.#root = new CancelScope(this, null, null);
+      this.#root._add(root);
+      root._leave();
     }
-    this.#root = new CancelScope(this, null, null);
   }
 
   // ---- The turn ------------------------------------------------------------------------------------------------
@@ -792,12 +799,18 @@ export class Loop {
 
   /** @internal A deadline was set: if that was done outside the loop, it may be sleeping for too long now. */
   _noteTimer(): void {
+    this._noteOrigin();
     this.#wakeup();
   }
 
-  /** @internal A task was made, or is unparked: remember it if that was done outside the loop. */
+  /** @internal A task was made, woken or given a deadline: remember it if that was done outside the loop. */
   _noteOrigin(): void {
     if (running !== this) this.#fedFromOutside = true;
+  }
+
+  /** @internal A task of this loop waits for one of `other`: what wakes it comes from outside. */
+  _noteWait(other: Loop): void {
+    if (other !== this) this.#fedFromOutside = true;
   }
 
   /** @internal Takes back the op that `task` waits on, if it does, and makes it ready to be thrown `Cancelled`. */
@@ -805,6 +818,7 @@ export class Loop {
     const op = task._op;
     if (!op) return; // It takes the step it is due, and hears of it at its next op.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
+    this._noteOrigin();
     try {
       this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
     } catch (error) {
@@ -1158,6 +1172,7 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** @internal The op that waits for its end. */
   _untilEnded(): Op {
+    running?._noteWait(this.loop);
     return this.done ? CHECKPOINT : ["park", this.#joiners ??= new ParkingLot(this)];
   }
 
@@ -2104,13 +2119,16 @@ export class BusyError extends Error {
 export class DeadlockError extends Error {
   /** The name of the class. */
   override name = "DeadlockError";
-  /** The tasks, each with the op it waits on. */
+  /** The tasks. When `run` throws this it has cancelled them, and they have ended. */
   readonly tasks: Task<any>[];
+  /** The op that each of them waited on, in the same order. */
+  readonly ops: (Op | null)[];
 
   /** Made by the kernel. */
   constructor(tasks: Task<any>[]) {
     super(`Deadlock: nothing can wake ${tasks.map((t) => `${t} (waits for ${describe(t.op)})`).join(", ")}`);
     this.tasks = tasks;
+    this.ops = tasks.map((task) => task.op);
   }
 }
 

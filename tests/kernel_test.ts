@@ -12,6 +12,8 @@ import {
 } from "@std/assert";
 import {
   Cancelled,
+  type CancelScope,
+  cancelScope,
   checkpoint,
   connect,
   type Coroutine,
@@ -26,6 +28,7 @@ import {
   ParkingLot,
   readWait,
   runningLoop,
+  type Selector,
   shield as shielded,
   sleep,
   socketPair,
@@ -821,6 +824,21 @@ Deno.test("K9 a task can run another loop, and stays in its own", async () => {
   assertThrows(() => currentTask(), Error, "no task is running");
 });
 
+Deno.test("K9 a loop whose end was a deadlock can run again, and who is left stays cancelled", async () => {
+  const { loop } = simulation();
+  const lot = new ParkingLot();
+  await assertRejects(() => loop.run(shielded(park(lot))), DeadlockError);
+  assertEquals([...loop.tasks].length, 1);
+  lot.unpark();
+  assertEquals(
+    await loop.run((function* () {
+      yield* sleep(1);
+      return [...loop.tasks].length;
+    })()),
+    1,
+  );
+});
+
 // ---- K10 ---------------------------------------------------------------------------------------------------------
 
 for (const way of ["value", "error", "cancel"]) {
@@ -938,6 +956,79 @@ Deno.test("K11 a timer, a socket, a promise or a signal to abort may still help"
     else await result;
   }
 });
+
+Deno.test("K11 a cancel or a deadline from outside counts as a sign of life", async () => {
+  for (const sign of ["cancel", "deadline"]) {
+    const { loop, world } = simulation();
+    world.autojump = false;
+    const lot = new ParkingLot("rescue");
+    let scope!: CancelScope;
+    const other = loop.createTask(cancelScope(function* (own) {
+      scope = own;
+      yield* park(new ParkingLot());
+    }));
+    const running = loop.run(park(lot));
+    await platformTurn();
+    world.advance(500);
+    await platformTurn();
+    if (sign === "cancel") other.cancel();
+    else scope.deadline = 1e9;
+    for (let i = 0; i < 5; i++) {
+      await platformTurn();
+      world.advance(800);
+    }
+    lot.unpark();
+    await running;
+  }
+});
+
+Deno.test("K11 who joins a task of another loop is woken from outside", async () => {
+  for (const wait of [(task: Task) => task.join(), (task: Task) => task.wait()]) {
+    const there = simulation();
+    const here = simulation();
+    there.world.autojump = false;
+    const task = there.loop.createTask(sleep(1500));
+    const other = there.loop.runForever();
+    const joined = here.loop.run(wait(task));
+    for (let i = 0; i < 20; i++) await platformTurn(); // the clock of this loop goes as far as it likes
+    there.world.advance(1500);
+    await joined;
+    await other;
+  }
+});
+
+Deno.test("K11 a DeadlockError has the ops, though run has ended the tasks by then", async () => {
+  const { loop } = simulation();
+  const lot = new ParkingLot("godot");
+  const error = await assertRejects(() => loop.run(park(lot)), DeadlockError);
+  assertEquals([error.tasks.map((task) => task.done), error.ops], [[true], [["park", lot]]]);
+});
+
+for (const kind of ["with", "without"]) {
+  Deno.test(`K11 a selector ${kind} wakeup may wake a task while it is asked`, async () => {
+    const lot = new ParkingLot("the selector");
+    const { loop, world } = simulation();
+    const selector: Selector = {
+      register: (...args) => world.register(...args),
+      unregister: (...args) => world.unregister(...args),
+      select(timeout) {
+        if (timeout !== 0) lot.unpark();
+        return world.select(timeout);
+      },
+      close: () => world.close(),
+    };
+    if (kind === "with") selector.wakeup = () => world.wakeup();
+    const own = new Loop({ selector, clock: world, onError: loop._report.bind(loop) });
+    own.createTask(sleep(1000));
+    assertEquals(
+      await own.run((function* () {
+        yield* park(lot);
+        return own.time();
+      })()),
+      0,
+    );
+  });
+}
 
 // ---- K12 ---------------------------------------------------------------------------------------------------------
 
