@@ -838,7 +838,6 @@ export class Loop {
     );
     task._reported = true;
     this._report(error, task);
-    for (let scope = task._scope; scope !== task._parent; scope = scope._parent!) scope._leave();
     this.#finish(task, error, true);
   }
 
@@ -1306,6 +1305,8 @@ export class Task<T = any> implements PromiseLike<T> {
     this._throws = threw;
     // A `Cancelled` from elsewhere, say from another loop, is an error like any other.
     this.#cancelled = threw && value instanceof Cancelled && this.#isOwn(value);
+    // Its blocks have been left by now, unless it was given up, or a coroutine was stepped by hand and dropped.
+    for (let scope = this._scope; scope !== this._parent; scope = scope._parent!) scope._leave();
     this._parent._remove(this);
     this.#own?._leave();
     this.#joiners?.unparkAll();
@@ -1544,7 +1545,7 @@ export class CancelScope {
     return this.#shield;
   }
   set shield(on: boolean) {
-    this.#shield = on;
+    this.#shield = on && !this.#left; // A block that has ended shields nobody.
     this.#spread();
   }
 
@@ -1597,12 +1598,21 @@ export class CancelScope {
 
   /** @internal Takes `member` out. A scope whose block was left goes as soon as nothing is in it. */
   _remove(member: Member): void {
+    // deno-lint-ignore no-this-alias -- a walk up the tree starts here
+    let scope: CancelScope = this;
+    scope.#unlink(member);
+    while (scope.#left && !scope._first && scope._parent) {
+      scope._parent.#unlink(scope);
+      scope = scope._parent;
+    }
+  }
+
+  #unlink(member: Member): void {
     if (member._before) member._before._after = member._after;
     else this._first = member._after;
     if (member._after) member._after._before = member._before;
     else this.#last = member._before;
     member._before = member._after = null;
-    if (this.#left && !this._first) this._parent?._remove(this);
   }
 
   /** @internal Takes `member` over from the scope it is in. */
@@ -1619,6 +1629,7 @@ export class CancelScope {
     this.#timer = null;
     // A task that was put into this scope and outlives it keeps it in the tree, so that it can still be reached.
     if (!this._first) this._parent?._remove(this);
+    else if (this.#shield) this.shield = false;
   }
 
   /** @internal Whether `outer` is this scope or one around it. */

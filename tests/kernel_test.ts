@@ -904,6 +904,44 @@ Deno.test("K10 a stop() during the cleanup does not cut it short, nor spoil the 
   );
 });
 
+Deno.test("K10 a task that outlives the shielded block it was put into ends with the run", async () => {
+  await simulate(function* ({ loop }) {
+    let scope!: CancelScope;
+    const task = yield* cancelScope(function* (own) {
+      scope = own;
+      const task = loop.createTask(sleep(Infinity), { scope: own });
+      yield* checkpoint();
+      return task;
+    }, { shield: true });
+    scope.shield = true; // too late: its block has ended
+    assertEquals([scope.shield, task?.done], [false, false]);
+  });
+});
+
+Deno.test("K10 blocks that a task has entered and never left leave no timer behind", async () => {
+  const { loop } = simulation();
+  await loop.run((function* () {
+    cancelScope(() => sleep(1), { timeout: 1000 }).next(); // and no more
+    yield* checkpoint();
+  })());
+  assertEquals(loop._timers.length, 0);
+});
+
+Deno.test("K10 K13 blocks that tasks outlive, each in the one before, overflow no stack when they go", async () => {
+  await simulate(function* ({ loop }) {
+    let n = 0;
+    function* generation(): Coroutine {
+      yield* cancelScope(function* (scope) {
+        if (++n < 20_000) loop.createTask(generation(), { scope });
+      });
+    }
+    loop.createTask(generation());
+    while (n < 20_000) yield* checkpoint();
+    yield* sleep(1);
+    assertEquals([...loop.tasks].length, 1);
+  });
+});
+
 // ---- K11 ---------------------------------------------------------------------------------------------------------
 
 Deno.test("K11 a deadlock is told, with every task and what it waits on", async () => {
