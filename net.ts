@@ -408,6 +408,7 @@ export interface TlsHandshakeInfo {
 }
 
 const EMPTY = new Uint8Array(0);
+const NO_SLAB = new ArrayBuffer(0);
 
 /** Where input that nobody will ever look at goes; all sockets share it. */
 let scrap: Uint8Array | null = null;
@@ -425,15 +426,14 @@ export class Socket extends Pollable implements SocketLike {
   // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read fills what is behind
   // them, and is started only when nothing is left. Bytes are handed out as views of the slab, never copied, so what
   // lies before #given is never written again.
-  #slab: Uint8Array = EMPTY;
+  #slab = NO_SLAB;
   #given = 0;
   #from = 0;
   #to = 0;
   #readSize = READ_MIN;
   #slabSize = READ_MIN;
   #reading = false;
-  /** How many bytes the read under way may bring, and how many the one before did. */
-  #asked = 0;
+  /** How many bytes the last read has brought. */
   #last = 0;
   /** How many reads in a row were nearly empty. */
   #small = 0;
@@ -506,7 +506,7 @@ export class Socket extends Pollable implements SocketLike {
     const from = this.#from;
     if (this.#to === from) return this.#nothing();
     this.#from = this.#given = Math.min(this.#to, from + maxBytes);
-    return this.#slab.subarray(from, this.#from);
+    return new Uint8Array(this.#slab, from, this.#from - from);
   }
 
   /**
@@ -522,7 +522,7 @@ export class Socket extends Pollable implements SocketLike {
     if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
     if (this.#to === this.#from) return this.#nothing().length;
     const length = Math.min(this.#to - this.#from, buffer.length);
-    buffer.set(this.#slab.subarray(this.#from, this.#from + length));
+    buffer.set(new Uint8Array(this.#slab, this.#from, length));
     this.#from += length;
     // Once all is taken, the place of what was copied out is free again; the place of what was handed out is not.
     if (this.#from === this.#to) this.#from = this.#to = this.#given;
@@ -541,42 +541,36 @@ export class Socket extends Pollable implements SocketLike {
    * a slab is used only if it takes more than the read before has brought.
    */
   #read(): void {
-    const rest = this.#slab.length - this.#to;
+    const rest = this.#slab.byteLength - this.#to;
     const full = this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2);
     // Whoever fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
     if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
     this.#slabSize = Math.max(this.#slabSize, this.#readSize);
-    if (full || this.#slab.length !== this.#slabSize) {
-      this.#slab = new Uint8Array(this.#slabSize);
+    if (full || this.#slab.byteLength !== this.#slabSize) {
+      this.#slab = new ArrayBuffer(this.#slabSize);
       this.#given = this.#from = this.#to = 0;
     }
-    this.#readInto(this.#to === 0 ? this.#slab : this.#slab.subarray(this.#to));
+    this.#readInto(new Uint8Array(this.#slab, this.#to));
   }
 
   #readInto(target: Uint8Array): void {
     this.#reading = true;
-    this.#asked = target.length;
-    this.#conn.read(target).then((n) => this.#onRead(n), (error) => this.#onReadError(error));
+    const settled = (result: unknown) => this.#onRead(result); // One for both: an idle connection holds it.
+    this.#conn.read(target).then(settled, settled);
   }
 
-  #onRead(n: number | null): void {
+  /** A read has brought so many bytes, or null at the end of the stream, or an error. */
+  #onRead(result: unknown): void {
     this.#reading = false;
-    if (n === null) {
-      this.#eof = true;
+    if (typeof result !== "number") {
+      if (result === null) this.#eof = true;
+      else this.#readError = result;
       this.#forgetInput();
     } else if (!this.#isClosed) {
-      this.#to += n;
-      this.#adapt(n);
+      this.#to += result;
+      this.#adapt(result);
     }
     if (this.#isClosed) this.#leaveLater();
-    else this._signal(EVENT_READ);
-  }
-
-  #onReadError(error: unknown): void {
-    this.#reading = false;
-    this.#readError = error;
-    this.#forgetInput();
-    if (this.#isClosed) this.#leave();
     else this._signal(EVENT_READ);
   }
 
@@ -587,14 +581,14 @@ export class Socket extends Pollable implements SocketLike {
       if (++this.#small < SMALL_READS) return;
       this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
       this.#slabSize = this.#readSize;
-    } else if (n === this.#asked) {
+    } else if (this.#to === this.#slab.byteLength) {
       this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
     }
     this.#small = 0;
   }
 
   #forgetInput(): void {
-    this.#slab = EMPTY;
+    this.#slab = NO_SLAB;
     this.#given = this.#from = this.#to = 0;
   }
 
@@ -648,11 +642,14 @@ export class Socket extends Pollable implements SocketLike {
 
   #writeRest(): void {
     const rest = this.#leaving!.subarray(this.#leavingFrom, this.#leavingTo);
-    this.#conn.write(rest).then((n) => this.#onWritten(n), (error) => this.#onWriteError(error));
+    const settled = (result: unknown) => this.#onWritten(result);
+    this.#conn.write(rest).then(settled, settled);
   }
 
-  #onWritten(n: number): void {
-    this.#leavingFrom += n;
+  /** A write has taken so many bytes, or ended with an error. */
+  #onWritten(result: unknown): void {
+    if (typeof result !== "number") return this.#onWriteError(result);
+    this.#leavingFrom += result;
     if (this.#leavingFrom < this.#leavingTo) return this.#writeRest();
     pool.give(this.#leaving!);
     this.#leaving = null;
@@ -841,7 +838,8 @@ export class Socket extends Pollable implements SocketLike {
    * pause now and then, which counts as a part of the read.
    */
   #leaveLater(): void {
-    if (this.#eof || ++this.#leaveReads % LEAVE_READS !== 0) return this.#leave();
+    const ended = this.#eof || this.#readError !== null;
+    if (ended || ++this.#leaveReads % LEAVE_READS !== 0) return this.#leave();
     this.#reading = true;
     this.#pause = setTimeout(() => {
       this.#reading = false;
