@@ -16,38 +16,24 @@ export interface Target {
   what: string;
   /** What should be reached, in words. */
   wanted: string;
-  /** What was measured; null if it could not be. */
+  /** What was measured; null or NaN if it could not be. */
   got: number | null;
   /** The unit of `got` and `floor`; none for a ratio. */
   unit?: string;
   /** What the least that could be asked for costs in the same run, where that is known. */
   floor?: number;
-  /** Whether it was reached. */
-  reached: boolean | null;
+  /** Whether a figure is as good as it should be. */
+  reaches(figure: number): boolean;
 }
 
 /** A target that is reached by a figure of at most `limit`. */
 export function atMost(what: string, limit: number, got: number | null, unit = "", note = ""): Target {
-  const value = got === null || Number.isNaN(got) ? null : got;
-  return {
-    what,
-    wanted: `≤ ${limit}${unit}${note}`,
-    got: value,
-    unit,
-    reached: value === null ? null : value <= limit,
-  };
+  return { what, wanted: `≤ ${limit}${unit}${note}`, got, unit, reaches: (figure) => figure <= limit };
 }
 
 /** A target that is reached by a figure of at least `limit`. */
 export function atLeast(what: string, limit: number, got: number | null, unit = "", note = ""): Target {
-  const value = got === null || Number.isNaN(got) ? null : got;
-  return {
-    what,
-    wanted: `≥ ${limit}${unit}${note}`,
-    got: value,
-    unit,
-    reached: value === null ? null : value >= limit,
-  };
+  return { what, wanted: `≥ ${limit}${unit}${note}`, got, unit, reaches: (figure) => figure >= limit };
 }
 
 /** The middle one of `values`; NaN if there are none. */
@@ -88,12 +74,21 @@ export function figure(value: number): string {
 
 /** The table of targets. */
 export function targetTable(targets: readonly Target[]): string {
-  const rows = targets.map(({ what, wanted, got, unit = "", floor, reached }) => [
-    what,
-    wanted,
-    got === null ? "not measured" : `${figure(got)}${unit}`,
-    floor === undefined ? "" : `${figure(floor)}${unit}`,
-    reached === null ? "" : reached ? "yes" : "no",
-  ]);
+  const rows = targets.map((target) => {
+    const { what, wanted, got, unit = "", floor } = target;
+    const measured = got !== null && !Number.isNaN(got);
+    return [
+      what,
+      wanted,
+      measured ? `${figure(got)}${unit}` : "not measured",
+      floor === undefined ? "" : `${figure(floor)}${unit}`,
+      measured ? verdict(target, got) : "",
+    ];
+  });
   return table(["what", "target", "measured", "floor", "reached"], rows);
+}
+
+function verdict({ floor, reaches }: Target, got: number): string {
+  if (reaches(got)) return "yes";
+  return floor === undefined || reaches(floor) ? "no" : "no, nor by the floor";
 }

@@ -18,6 +18,8 @@ export const INTO = "yieldloop, sockRecvInto";
 export const BASE = "Deno async/await";
 /** The floor of whatever has our API. */
 export const LEAST = "least loop";
+/** And of whatever reads into a buffer of the caller's by it. */
+export const LEAST_INTO = "least loop, into a buffer";
 
 const DENO = Deno.execPath();
 const SERVERS = new URL("servers/", import.meta.url).pathname;
@@ -27,13 +29,14 @@ export function onDeno(name: string, script: string, ...args: string[]): Variant
   return { name, command: [DENO, "run", "--allow-net", SERVERS + script, ...args] };
 }
 
-/** Our server, both ways to read; the one in idiomatic Deno; and the floor. */
+/** Our server, both ways to read; the one in idiomatic Deno; and the floors. */
 export function fewVariants(): Variant[] {
   return [
     onDeno(OURS, "yieldloop.ts"),
     onDeno(INTO, "yieldloop.ts", "into"),
     onDeno(BASE, "deno_async.ts"),
     onDeno(LEAST, "least_loop.ts"),
+    onDeno(LEAST_INTO, "least_loop.ts", "65536", "into"),
   ];
 }
 

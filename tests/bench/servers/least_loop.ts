@@ -1,6 +1,7 @@
 // The least loop that has this API over Deno's promises: generators yield what they wait for and are stepped in turn, what
 // `recv` returns is the caller's to keep, what `send` was given may be changed at once. There are no tasks, no cancelling,
-// no errors, no fairness and no bound on memory: it is the floor for a loop that has them.
+// no errors, no fairness and no bound on memory: it is the floor for a loop that has them. The arguments are how much it
+// reads at a time, 65536 by default, and `into` to read into one buffer for each connection.
 
 type Op = readonly [name: string, sock: Socket];
 type Coroutine<T = void> = Generator<Op, T, void>;
@@ -31,7 +32,7 @@ class Socket {
   constructor(readonly conn: Deno.Conn) {}
 
   readWait(coro: Coroutine): void {
-    if (SLAB - this.#to <= Math.max(this.#last, SLAB / 4)) { // A message cut in two is held back by TCP.
+    if (this.#to > 0 && SLAB - this.#to <= Math.max(this.#last, SLAB / 4)) { // A message cut in two is held back by TCP.
       this.#slab = new Uint8Array(SLAB);
       this.#from = this.#to = 0;
     }
@@ -46,6 +47,13 @@ class Socket {
     const data = this.#eof ? this.#slab.subarray(0, 0) : this.#slab.subarray(this.#from, this.#to);
     this.#from = this.#to;
     return data;
+  }
+
+  recvInto(buffer: Uint8Array): number {
+    const length = this.#eof ? 0 : this.#to;
+    buffer.set(this.#slab.subarray(0, length));
+    this.#from = this.#to = 0;
+    return length;
   }
 
   writeWait(coro: Coroutine): void {
@@ -81,6 +89,11 @@ function* recv(sock: Socket): Coroutine<Uint8Array> {
   return sock.recv();
 }
 
+function* recvInto(sock: Socket, buffer: Uint8Array): Coroutine<number> {
+  yield ["read_wait", sock];
+  return sock.recvInto(buffer);
+}
+
 function* send(sock: Socket, data: Uint8Array): Coroutine {
   yield ["write_wait", sock];
   sock.send(data);
@@ -91,6 +104,16 @@ function* echo(sock: Socket): Coroutine {
     const data = yield* recv(sock);
     if (data.length === 0) break;
     yield* send(sock, data);
+  }
+  sock.conn.close();
+}
+
+function* echoFromBuffer(sock: Socket): Coroutine {
+  const buffer = new Uint8Array(SLAB);
+  while (true) {
+    const n = yield* recvInto(sock, buffer);
+    if (n === 0) break;
+    yield* send(sock, buffer.subarray(0, n));
   }
   sock.conn.close();
 }
@@ -110,4 +133,5 @@ async function loop(): Promise<void> {
 const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
 console.log(`listening on 127.0.0.1:${listener.addr.port}`);
 loop();
-for await (const conn of listener) makeReady(echo(new Socket(conn)));
+const handler = Deno.args[1] === "into" ? echoFromBuffer : echo;
+for await (const conn of listener) makeReady(handler(new Socket(conn)));
