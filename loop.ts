@@ -326,6 +326,8 @@ export class Loop {
   #suspect = false;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
+  /** Whether the signal that `run` was given may still abort: what waits for nothing but that is not stuck. */
+  #mayAbort = false;
 
   /** Makes a loop; with no options, one that lives in the real world. */
   constructor(options: LoopOptions = {}) {
@@ -485,22 +487,32 @@ export class Loop {
    */
   async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal } = {}): Promise<T> {
     const { signal } = options;
+    if (signal !== undefined && !(signal instanceof AbortSignal)) {
+      throw new TypeError(`Cannot run with the signal ${kind(signal)}: it must be an AbortSignal`);
+    }
     await this.#begin();
     try {
       const task = this.createTask(main, { name: "main" });
       task._watchers++;
-      this.#fedFromOutside = signal !== undefined; // What waits for nothing but the signal is not stuck.
-      const abort = () => task.cancel(signal!.reason);
+      this.#fedFromOutside = false;
+      const abort = () => {
+        this.#mayAbort = false;
+        this.#cancelItself(task, signal!.reason);
+      };
+      this.#mayAbort = signal !== undefined;
       if (signal?.aborted) abort();
       else signal?.addEventListener("abort", abort);
+      let failure: unknown;
       try {
         await this.#turns(() => task.done);
       } catch (error) {
+        failure = error;
         this._unwatch(task); // This is what `run` rejects with; an error of `main` is one like any other now.
         throw error;
       } finally {
         signal?.removeEventListener("abort", abort);
-        if (!this.#stopped) await this.#shutDown(task);
+        this.#mayAbort = false;
+        if (!this.#stopped) await this.#shutDown(failure ?? task.error);
       }
       if (!task.done) {
         task._watchers--; // It may go on in a later run, and fail there.
@@ -552,19 +564,17 @@ export class Loop {
     this.selector.wakeup?.(); // With no select under way, it lets go of its timer.
   }
 
-  /** Ends every task that is left. One that is born meanwhile is born cancelled. */
-  async #shutDown(main: Task<any>): Promise<void> {
+  /** Ends every task that is left. One that is born meanwhile is born cancelled. `failure` is what went wrong before. */
+  async #shutDown(failure: unknown): Promise<void> {
     const root = this.#root;
-    const fedFromOutside = this.#fedFromOutside;
-    root.cancel("the loop is shutting down");
-    this.#fedFromOutside = fedFromOutside; // The loop did that itself.
+    this.#cancelItself(root, "the loop is shutting down");
     try {
       while (this.#live > 0) {
         this.#stopped = false; // A stop() comes too late to leave anything as it is.
         await this.#turns(() => this.#live === 0);
       }
     } catch (error) {
-      blame(error, main.error);
+      blame(error, failure);
       throw error;
     } finally {
       // Who is left, if that has failed, stays cancelled, and in the tree; a later run begins with a root that is not.
@@ -572,6 +582,13 @@ export class Loop {
       this.#root._add(root);
       root._leave();
     }
+  }
+
+  /** Cancels in the name of the loop: though no turn is under way, that is no sign of life from outside. */
+  #cancelItself(what: Task<any> | CancelScope, reason: unknown): void {
+    const fedFromOutside = this.#fedFromOutside;
+    what.cancel(reason);
+    this.#fedFromOutside = fedFromOutside;
   }
 
   // ---- The turn ------------------------------------------------------------------------------------------------
@@ -587,11 +604,12 @@ export class Loop {
       running = this;
       try {
         this.#turn(events);
+        this.#current = null;
+        if (this.#failed.length > 0) this.#reportFailed();
       } finally {
         running = outer;
         this.#current = null;
       }
-      if (this.#failed.length > 0) this.#reportFailed();
     }
   }
 
@@ -701,9 +719,9 @@ export class Loop {
     return this.#suspect ? DEADLOCK_GRACE : undefined;
   }
 
-  /** Whether every task waits for another, and nobody outside was ever seen to wake one. */
+  /** Whether every task waits for another, and nobody outside was ever seen to wake one, nor can abort them. */
   get #stuck(): boolean {
-    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside;
+    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside && !this.#mayAbort;
   }
 
   /** Something has become ready that the selector does not know of. */
@@ -838,6 +856,7 @@ export class Loop {
     );
     task._reported = true;
     this._report(error, task);
+    task._close();
     this.#finish(task, error, true);
   }
 
@@ -856,6 +875,7 @@ export class Loop {
   _unwatch(task: Task<any>): void {
     task._watchers--;
     if (task.error !== undefined && !task._reported && !this.#failed.includes(task)) this.#failed.push(task);
+    if (!this.#running) this.#reportFailed(); // No turn will do it.
   }
 
   #reportFailed(): void {
@@ -880,7 +900,12 @@ export class Loop {
 }
 
 function printError(error: unknown, task: Task<any> | null): void {
-  console.error(task ? `Error in ${task}:` : "Error in a hook:", error);
+  const where = task ? `Error in ${task}:` : "Error in a hook:";
+  try {
+    console.error(where, error);
+  } catch {
+    console.error(where, "it cannot be printed");
+  }
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -936,11 +961,11 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
       if (typeof promise?.then !== "function") {
         throw new TypeError(`Cannot wait until ${kind(promise)}: it is no promise`);
       }
-      // A task must know at once that somebody takes its outcome, and when nobody does any more; of other thenables it takes
-      // care to be asked only once.
-      const settled = promise instanceof Task ? promise._outcome() : Promise.resolve(promise);
-      if (promise instanceof Task) controller.signal.addEventListener("abort", () => promise.loop._unwatch(promise));
-      settled.then(
+      if (promise instanceof Task) {
+        if (task._pending === controller) untilEnded(task, promise, controller.signal);
+        return; // otherwise `source` has cancelled the task
+      }
+      Promise.resolve(promise).then(
         (value) => task._pending === controller && (task._pending = null, task.loop.wake(task, value)),
         (error) => task._pending === controller && (task._pending = null, task.loop.fail(task, error)),
       );
@@ -952,6 +977,21 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
     },
   }],
 ];
+
+/** `until` of a task: that must know at once who takes its outcome, and who does not any more, as its signal has aborted. */
+function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): void {
+  const ended = () => {
+    task._pending = null;
+    try {
+      task.loop.wake(task, other.result());
+    } catch (error) {
+      task.loop.fail(task, error);
+    }
+  };
+  task.loop._noteWait(other.loop);
+  signal.addEventListener("abort", () => other.removeDoneCallback(ended));
+  other.addDoneCallback(ended);
+}
 
 /** Marks a coroutine that is, or was, a task's. */
 const TAKEN = Symbol("taken");
@@ -1011,7 +1051,11 @@ export function checkBytes(what: string, data: unknown): void {
 
 /** Nobody will wait for the promises in `op`: their errors must not end the program. */
 function hush(op: unknown): void {
-  for (const part of Array.isArray(op) ? op : [op]) if (part instanceof Promise) part.catch(() => {});
+  try {
+    for (const part of Array.isArray(op) ? op : [op]) if (part instanceof Promise) part.catch(() => {});
+  } catch {
+    // It throws when it is looked at.
+  }
 }
 
 /** What went wrong at a `yield` that gave no op, and what to write instead. */
@@ -1035,10 +1079,12 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
 export function kind(value: unknown): string {
   if (typeof value === "string") return value.length > 40 ? "a string" : JSON.stringify(value);
   if (typeof value === "function") return "a function";
-  if (typeof value === "object" && value !== null) {
+  if (typeof value !== "object" || value === null) return String(value);
+  try {
     return `a value of type ${value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)}`;
+  } catch {
+    return "a value that cannot be looked at";
   }
-  return String(value);
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -1151,7 +1197,7 @@ export class Task<T = any> implements PromiseLike<T> {
   result(): T {
     if (!this.done) throw new TaskError(`Cannot tell the result of ${this}: it has not ended`);
     if (!this._throws) return this._value;
-    if (!(this._value instanceof Cancelled)) throw this._value;
+    if (!isCancelled(this._value)) throw this._value;
     throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
   }
 
@@ -1171,8 +1217,9 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** @internal The op that waits for its end. */
   _untilEnded(): Op {
+    if (this.done) return CHECKPOINT;
     running?._noteWait(this.loop);
-    return this.done ? CHECKPOINT : ["park", this.#joiners ??= new ParkingLot(this)];
+    return ["park", this.#joiners ??= new ParkingLot(this)];
   }
 
   /**
@@ -1202,18 +1249,20 @@ export class Task<T = any> implements PromiseLike<T> {
     else (this.#callbacks ??= []).push(callback);
   }
 
+  /** Takes `callback` back, if it was not called yet: whoever does so takes charge of the task's error no more. */
+  removeDoneCallback(callback: (task: Task<T>) => void): void {
+    const i = this.#callbacks?.lastIndexOf(callback) ?? -1;
+    if (i < 0) return;
+    this.#callbacks!.splice(i, 1);
+    this.loop._unwatch(this);
+  }
+
   /** Makes the task awaitable from async code: `await task` is what `yield* task.join()` is inside the loop. */
   then<A = T, B = never>(
     onfulfilled?: ((value: T) => A | PromiseLike<A>) | null,
     onrejected?: ((reason: any) => B | PromiseLike<B>) | null,
   ): Promise<A | B> {
-    this.#promise ??= this._outcome();
-    return this.#promise.then(onfulfilled, onrejected);
-  }
-
-  /** @internal A promise of its outcome. Whoever asks for it takes charge of its error. */
-  _outcome(): Promise<T> {
-    return new Promise((resolve, reject) => {
+    this.#promise ??= new Promise((resolve, reject) => {
       this.addDoneCallback(() => {
         try {
           resolve(this.result());
@@ -1222,6 +1271,7 @@ export class Task<T = any> implements PromiseLike<T> {
         }
       });
     });
+    return this.#promise.then(onfulfilled, onrejected);
   }
 
   /** The task in words: `task 3 "main"`. */
@@ -1249,6 +1299,20 @@ export class Task<T = any> implements PromiseLike<T> {
     if (this.#callers === NO_CALLERS) this.#callers = [];
     this.#callers.push(this._coro!);
     this._coro = coro;
+  }
+
+  /**
+   * @internal Ends its coroutines by force, as they do not by themselves: their `finally` and `using` let go of what they
+   * hold. Nobody waits for what they still yield, or hears what they throw.
+   */
+  _close(): void {
+    for (let coro: Coroutine<any> | undefined = this._coro!; coro; coro = this.#callers.pop()) {
+      try {
+        for (let n = 0; n < SWALLOWED_MAX && !coro.return(undefined).done; n++);
+      } catch {
+        // The task was given up; that is what is reported.
+      }
+    }
   }
 
   /** One step of a coroutine that was called: when it ends, its caller goes on with what it returned or threw. */
@@ -1304,7 +1368,7 @@ export class Task<T = any> implements PromiseLike<T> {
     this._value = value;
     this._throws = threw;
     // A `Cancelled` from elsewhere, say from another loop, is an error like any other.
-    this.#cancelled = threw && value instanceof Cancelled && this.#isOwn(value);
+    this.#cancelled = threw && isCancelled(value) && this.#isOwn(value);
     // Its blocks have been left by now, unless it was given up, or a coroutine was stepped by hand and dropped.
     for (let scope = this._scope; scope !== this._parent; scope = scope._parent!) scope._leave();
     this._parent._remove(this);
@@ -1426,8 +1490,22 @@ export class TaskLocal<T> {
 
 /** Names `cause`, if there is one, as what `error` came in the wake of; unless `error` names another itself. */
 function blame(error: unknown, cause: unknown): void {
-  if (!cause || cause === error || !(error instanceof Error) || error instanceof Cancelled) return;
-  if (error.cause === undefined) Reflect.set(error, "cause", cause); // Does nothing to an error that is frozen.
+  if (!cause || cause === error || isCancelled(error)) return;
+  try {
+    // Does nothing to an error that is frozen.
+    if (error instanceof Error && error.cause === undefined) Reflect.set(error, "cause", cause);
+  } catch {
+    // It throws when it is looked at.
+  }
+}
+
+/** Whether `value` is a `Cancelled`; of anything at all, as programs throw what they like. */
+function isCancelled(value: unknown): value is Cancelled {
+  try {
+    return value instanceof Cancelled;
+  } catch {
+    return false;
+  }
 }
 
 /** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
@@ -1653,7 +1731,7 @@ export class CancelScope {
 
   /** @internal Whether `error` is this scope's own cancellation, which ends here. */
   _catches(error: unknown): error is Cancelled {
-    const own = error instanceof Cancelled && error._scope === this;
+    const own = isCancelled(error) && error._scope === this;
     this._caught = own ? error : null;
     return own;
   }
@@ -1706,9 +1784,9 @@ function* inScope<T>(
   const task = currentTask();
   const scope = new CancelScope(task.loop, task, task._scope, options.shield);
   const { timeout = Infinity, deadline = Infinity } = options;
-  if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
   task._scope = scope;
   try {
+    if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
     return yield* checkRunnable(body(scope));
   } catch (error) {
     if (scope._catches(error)) return undefined;
@@ -2085,8 +2163,13 @@ export class Cancelled extends Error {
 }
 
 function inWords(reason: unknown): string {
-  if (reason instanceof Error) return reason.message;
-  return typeof reason === "string" ? reason : kind(reason);
+  if (typeof reason === "string") return reason;
+  try {
+    if (reason instanceof Error) return String(reason.message);
+  } catch {
+    // It throws when it is looked at.
+  }
+  return kind(reason);
 }
 
 /** Thrown by `failAfter` when the time was up. */
@@ -2147,14 +2230,18 @@ export class DeadlockError extends Error {
 function describe(op: Op | null): string {
   if (!op) return "its turn";
   const [name, ...args] = op;
-  const words = args.map((arg) => {
-    if (typeof arg !== "object" || arg === null) {
-      return typeof arg === "function" ? arg.name || "function" : String(arg);
-    }
+  return [name, ...args.map(describeArg)].join(" ");
+}
+
+function describeArg(arg: any): string {
+  try {
+    if (typeof arg === "function") return arg.name || "function";
+    if (typeof arg !== "object" || arg === null) return String(arg);
     if (arg instanceof ParkingLot) return arg.name;
     return `${arg.constructor?.name ?? "Object"}${typeof arg.id === "number" ? ` ${arg.id}` : ""}`;
-  });
-  return [name, ...words].join(" ");
+  } catch {
+    return kind(arg);
+  }
 }
 
 /** Throws `RangeError` if `ms` is no duration. For the other modules here. */

@@ -201,7 +201,7 @@ export class TaskGroup {
       options,
     );
     task.addDoneCallback((task) => {
-      this.#done(task, said ? task.error : undefined);
+      this.#done(task, said || this.#owner.done ? task.error : undefined);
       lot.unpark();
     });
     try {
@@ -233,7 +233,7 @@ export class TaskGroup {
 
   #done(task: Task, error: unknown): void {
     this.#size--;
-    if (error !== undefined && this.#owner.done) task.loop._report(error, task); // Its block was given up.
+    if (error !== undefined && this.#owner.done) task.loop._unwatch(task); // Its block was given up.
     else if (error !== undefined) this.#fail(error);
     if (this.#size === 0) this.#empty.unparkAll();
   }
@@ -243,20 +243,30 @@ export class TaskGroup {
     this.#scope.cancel(error);
   }
 
+  /** Its owner was given up, and throws nothing any more. */
+  #abandon(): void {
+    this.#closed = true;
+    for (const error of this.#errors) this.#owner.loop._report(error, this.#owner);
+  }
+
   /** The block: the body, then the wait for every task. @internal */
   *_run<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
     let returned: { value: T } | null = null;
     let cancelled: Cancelled | null = null;
     try {
-      returned = { value: yield* checkRunnable(body(this)) };
-      while (this.#size > 0) yield* park(this.#empty);
-    } catch (error) {
-      if (error instanceof Cancelled) cancelled = error;
-      else this.#errors = [error, ...this.#errors.filter((other) => other !== error)];
-      this.#scope.cancel(error);
-      while (this.#size > 0) yield* shield(park(this.#empty));
+      try {
+        returned = { value: yield* checkRunnable(body(this)) };
+        while (this.#size > 0) yield* park(this.#empty);
+      } catch (error) {
+        if (error instanceof Cancelled) cancelled = error;
+        else this.#errors = [error, ...this.#errors.filter((other) => other !== error)];
+        this.#scope.cancel(error);
+        while (this.#size > 0) yield* shield(park(this.#empty));
+      }
+      this.#closed = true;
+    } finally {
+      if (!this.#closed) this.#abandon();
     }
-    this.#closed = true;
     if (this.#errors.length === 1) throw this.#errors[0];
     if (this.#errors.length > 1) throw new AggregateError(this.#errors, "Several tasks of a group failed");
     // Whoever cancelled the group while its tasks ended still gets what the body had returned.

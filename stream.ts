@@ -736,7 +736,7 @@ class Server<S extends StreamSocket> {
 
   /**
    * Discussion: this could be the handler's `finally`, but for those that will not stop catching their cancellation: the loop
-   * gives them up, which ends the task and leaves its coroutine where it is.
+   * gives them up, which ends the task, and not surely its coroutine.
    */
   readonly #release = (task: Task): void => {
     const sock = this.#connections.get(task)!;

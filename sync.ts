@@ -118,11 +118,12 @@ export class Lock {
       yield* park(this.#waiters); // release() has made this task the owner
     } else {
       this.#owner = task;
+      let taken = false;
       try {
         yield* checkpoint();
-      } catch (error) {
-        this.#handOver();
-        throw error;
+        taken = true;
+      } finally {
+        if (!taken) this.#handOver();
       }
     }
     // The guard stays good while Condition.wait releases the lock and takes it again.
@@ -207,11 +208,12 @@ export class Semaphore {
       yield* park(this.#waiters); // release() has handed its slot over
     } else {
       this.#value--;
+      let taken = false;
       try {
         yield* checkpoint();
-      } catch (error) {
-        this.#handOver();
-        throw error;
+        taken = true;
+      } finally {
+        if (!taken) this.#handOver();
       }
     }
     let held = true;
@@ -417,16 +419,22 @@ export class Queue<T> {
       if (!(yield* park(this.#putters))) this.#checkOpen();
     } else {
       this.#promised++;
+      let waited = false;
       try {
         yield* checkpoint();
-      } catch (error) {
-        this.#freeSlot();
-        throw error;
+        waited = true;
+      } finally {
+        if (!waited) this.#freeSlot();
       }
     }
-    this.#promised--;
-    this.#checkOpen();
-    this.#add(item);
+    try {
+      this.#checkOpen();
+      this.#add(item);
+      this.#promised--;
+    } catch (error) {
+      this.#freeSlot();
+      throw error;
+    }
   }
 
   /**
@@ -453,15 +461,21 @@ export class Queue<T> {
       if (!(yield* park(this.#getters))) throw closedError("get");
     } else {
       this.#claimed++;
+      let waited = false;
       try {
         yield* checkpoint();
-      } catch (error) {
-        this.#freeItem();
-        throw error;
+        waited = true;
+      } finally {
+        if (!waited) this.#freeItem();
       }
     }
     this.#claimed--;
-    return this.#take();
+    try {
+      return this.#take();
+    } catch (error) {
+      this.#offerItem(); // A comparison has thrown, and the item is still there.
+      throw error;
+    }
   }
 
   /**

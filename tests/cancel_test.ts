@@ -9,6 +9,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import {
+  call,
   Cancelled,
   type CancelScope,
   cancelScope,
@@ -17,6 +18,7 @@ import {
   type Coroutine,
   currentTask,
   Event,
+  EVENT_WRITE,
   failAfter,
   Lock,
   Loop,
@@ -349,6 +351,159 @@ Deno.test("C2 timeouts in a shield do not hide a task that swallows its cancella
   }, { errors });
   assertEquals(errors.length, 1);
   assertEquals(rounds, 1001);
+});
+
+/** Never stops, whatever it is thrown. */
+function* stubborn(attempt: () => Coroutine<unknown>): Coroutine {
+  for (;;) {
+    try {
+      yield* attempt();
+    } catch {
+      // and on it goes
+    }
+  }
+}
+
+Deno.test("C2 C7 S1 what a task that was given up had half taken is let go of", async () => {
+  const lock = new Lock();
+  const semaphore = new Semaphore(1);
+  const full = new Queue<number>();
+  full.putNowait(1);
+  const empty = new Queue<number>(1);
+  const changed = new Condition();
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const sent: number[] = [];
+    const sock = Object.assign(new FakeSocket(), {
+      recv: () => new Uint8Array(0),
+      recvInto: () => 0,
+      send: (data: Uint8Array) => sent.push(data.length) && data.length,
+    }) as unknown as SocketLike & FakeSocket;
+    sock.ready = EVENT_WRITE;
+    function* waitForChange(): Coroutine {
+      using _guard = yield* changed.acquire();
+      yield* changed.wait();
+    }
+    const attempts: (() => Coroutine<unknown>)[] = [
+      () => lock.acquire(),
+      () => semaphore.acquire(),
+      () => full.get(),
+      () => empty.put(1),
+      () => loop.sockSendall(sock, new Uint8Array(1)),
+    ];
+    for (const attempt of attempts) {
+      const task = loop.createTask(stubborn(attempt));
+      task.cancel();
+      yield* task.wait();
+      yield* failAfter(20, attempt());
+    }
+    yield* cancelledTask(stubborn(waitForChange));
+    yield* failAfter(20, changed.acquire());
+    assertEquals([loop.time(), sent.length > 0], [0, true]);
+  }, { errors });
+  assertEquals(errors.length, 6);
+});
+
+Deno.test("C2 a task that was given up disposes of what it holds, without waiting for anybody", async () => {
+  const log: string[] = [];
+  await simulate(function* () {
+    yield* cancelledTask((function* () {
+      using _ = { [Symbol.dispose]: () => log.push("disposed") };
+      try {
+        yield* call(stubborn(() => sleep(1)));
+      } finally {
+        log.push("cleanup");
+        yield* shield(sleep(1000));
+        log.push("not reached");
+      }
+    })());
+    assertEquals(currentTask().loop.time(), 0);
+  }, { errors: [] });
+  assertEquals(log, ["cleanup", "disposed"]);
+});
+
+Deno.test("C2 K8 a task that was given up as it joined another does not silence its error", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const bad = loop.createTask((function* () {
+      yield* sleep(30);
+      throw "bad";
+    })());
+    yield* cancelledTask(stubborn(() => bad.join()));
+    yield* sleep(60);
+  }, { errors });
+  assertEquals(errors.map(({ error }) => error).at(-1), "bad");
+});
+
+Deno.test("C2 K8 the errors of a group whose owner was given up are reported", async () => {
+  const errors: Simulation["errors"] = [];
+  function* child(): Coroutine {
+    yield* sleep(1);
+    throw "child";
+  }
+  await simulate(function* ({ loop }) {
+    const inBody = loop.createTask(taskGroup(function* (group) {
+      group.createTask(child());
+      yield* stubborn(() => sleep(5));
+    }));
+    const inStart = loop.createTask(taskGroup(function* (group) {
+      yield* stubborn(() =>
+        group.start(function* () {
+          try {
+            yield* sleep(1000);
+          } catch {
+            yield* shield(sleep(1));
+            throw "start";
+          }
+        })
+      );
+    }));
+    yield* sleep(10);
+    inStart.cancel();
+    yield* inBody.wait();
+    yield* inStart.wait();
+  }, { errors });
+  assert(errors.some(({ error }) => error === "child"));
+  assert(errors.some(({ error }) => error === "start"));
+});
+
+Deno.test("C2 a task that yields what cannot be looked at, and catches everything, is given up too", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* () {
+    const { proxy, revoke } = Proxy.revocable([] as unknown as Op, {});
+    revoke();
+    yield* cancelledTask(stubborn(function* () {
+      yield proxy;
+    }));
+  }, { errors });
+  assertEquals(errors.length, 1);
+});
+
+Deno.test("C10 a reason that cannot be put in words does not keep a task from its cleanup", async () => {
+  const { proxy, revoke } = Proxy.revocable({}, {});
+  revoke();
+  const mined = Object.defineProperty(new Error(), "message", {
+    get() {
+      throw new Error("Do not look");
+    },
+  });
+  for (const reason of [proxy, mined]) {
+    const log: string[] = [];
+    await simulate(function* () {
+      const task = yield* cancelledTask(
+        (function* () {
+          try {
+            yield* sleep(1000);
+          } finally {
+            log.push("cleanup");
+          }
+        })(),
+        reason,
+      );
+      assert(task.cancelled);
+    });
+    assertEquals(log, ["cleanup"]);
+  }
 });
 
 Deno.test("C2 who catches different cancellations, each of its own scope, is not given up", async () => {

@@ -763,6 +763,125 @@ Deno.test("K8 an error in a group whose owner is gone is reported", async () => 
   assertEquals(errors.map(({ error }) => error), ["child"]);
 });
 
+Deno.test("K8 K16 the error of a task is reported if until(fn) has cancelled its own task meanwhile", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const bad = loop.createTask(fails("bad", 3));
+    const waiter = loop.createTask(until(() => {
+      currentTask().cancel();
+      return bad;
+    }));
+    yield* waiter.wait();
+    yield* sleep(1);
+  }, { errors });
+  assertEquals(errors.map(({ error }) => error), ["bad"]);
+});
+
+Deno.test("K13 K16 waits for a task that are cancelled leave nothing with it, and its callbacks can be taken back", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const bad = loop.createTask((function* () {
+      yield* sleep(30);
+      throw "bad";
+    })());
+    for (let i = 0; i < 100; i++) yield* moveOnAfter(0, until(bad));
+    assertEquals(bad._watchers, 0);
+    const calls: unknown[] = [];
+    const callback = (task: Task) => calls.push(task);
+    bad.addDoneCallback(callback);
+    bad.addDoneCallback(callback);
+    bad.removeDoneCallback(callback);
+    assertEquals(bad._watchers, 1);
+    bad.removeDoneCallback(() => {}); // nobody's
+    bad.removeDoneCallback(callback);
+    bad.removeDoneCallback(callback);
+    assertEquals(bad._watchers, 0);
+    yield* sleep(60);
+    assertEquals(calls, []);
+  }, { errors });
+  assertEquals(errors.map(({ error }) => error), ["bad"]);
+});
+
+Deno.test("K8 an error that a joiner drops when the loop runs no more is reported at once", async () => {
+  const there = simulation();
+  const bad = there.loop.createTask(fails("bad"));
+  const join = bad.join();
+  join.next();
+  await there.loop.runForever();
+  assertEquals(there.errors, []);
+  join.return(undefined as never);
+  assertEquals(there.errors.map(({ error }) => error), ["bad"]);
+});
+
+Deno.test("K8 an error in a group whose owner is gone is not reported if somebody joins it", async () => {
+  await simulate(function* ({ loop }) {
+    let child!: Task;
+    yield* loop.createTask((function* () {
+      taskGroup(function* (group) {
+        child = group.createTask(fails("child", 3));
+        yield* sleep(1);
+      }).next(); // and no more
+    })()).wait();
+    assertEquals(yield* thrownBy(() => child.join()), "child");
+  });
+});
+
+Deno.test("K8 the first error is the cause when the end of a run fails too", async () => {
+  const { loop, world } = simulation();
+  const select = world.select;
+  world.select = () => {
+    world.select = select;
+    return Promise.reject(new Error("the selector is broken"));
+  };
+  const error = await assertRejects(() => loop.run(shielded(park(new ParkingLot()))), DeadlockError);
+  assertMatch(`${error.cause}`, /the selector is broken/);
+});
+
+Deno.test("K8 what cannot be looked at, or printed, ends its task and nothing else", async () => {
+  const { proxy, revoke } = Proxy.revocable({}, {});
+  revoke();
+  const mined = Object.defineProperties(new Error("mined"), {
+    cause: {
+      get() {
+        throw new Error("Do not look");
+      },
+    },
+  });
+  const { error: print } = console;
+  const printed: unknown[] = [];
+  console.error = (...words) => {
+    printed.push(words);
+    if (words[1] === mined) throw new Error("it threw while it was printed");
+  };
+  using _ = { [Symbol.dispose]: () => console.error = print };
+  for (const thrown of [proxy, mined]) {
+    await simulate(function* ({ loop }) {
+      const task = loop.createTask(fails(thrown, 1));
+      yield* sleep(1);
+      assertEquals([task.done, task.cancelled], [true, false]);
+      const cleaning = loop.createTask((function* () {
+        try {
+          yield* sleep(1000);
+        } finally {
+          yield* fails(thrown);
+        }
+      })());
+      yield* checkpoint();
+      cleaning.cancel();
+      yield* cleaning.wait();
+      assertStrictEquals(yield* thrownBy(() => cleaning.join()), thrown);
+      assertEquals([...loop.tasks].length, 1);
+    }, { onError: undefined });
+  }
+  assert(printed.length >= 3);
+  const lot = new ParkingLot({
+    toString() {
+      throw new Error("Do not look");
+    },
+  });
+  await assertRejects(() => simulation().loop.run(park(lot)), DeadlockError);
+});
+
 // ---- K9 ----------------------------------------------------------------------------------------------------------
 
 Deno.test("K9 run while running is an error, and does no harm", async () => {
@@ -918,6 +1037,36 @@ Deno.test("K10 a task that outlives the shielded block it was put into ends with
   });
 });
 
+Deno.test("K10 K16 run refuses what is no AbortSignal, and leaves no task behind", async () => {
+  const { loop } = simulation();
+  for (const signal of [{}, new AbortController(), null]) {
+    await assertRejects(() => loop.run(fails("ghost"), { signal: signal as AbortSignal }), TypeError, "AbortSignal");
+  }
+  assertEquals([...loop.tasks], []);
+  assertEquals(await loop.run(value(1)), 1);
+});
+
+Deno.test("K10 K13 a block whose deadline cannot be set leaves no scope behind", async () => {
+  const { loop, world } = simulation();
+  await loop.run((function* () {
+    const { now } = world;
+    let before = 0;
+    const outer = yield* cancelScope(function* (scope) {
+      before = [...scope._walk()].length;
+      for (let i = 0; i < 3; i++) {
+        world.now = () => {
+          throw new Error("the clock is broken");
+        };
+        assertMatch(`${yield* thrownBy(() => moveOnAfter(5, sleep(1)))}`, /the clock is broken/);
+        world.now = now;
+      }
+      yield* checkpoint();
+      return [...scope._walk()].length - before;
+    });
+    assertEquals(outer, 0);
+  })());
+});
+
 Deno.test("K10 blocks that a task has entered and never left leave no timer behind", async () => {
   const { loop } = simulation();
   await loop.run((function* () {
@@ -1067,6 +1216,36 @@ for (const kind of ["with", "without"]) {
     );
   });
 }
+
+Deno.test("K11 what onError does is no sign of life, nor is a task of another loop that has ended", async () => {
+  const { loop } = simulation({
+    onError: () => loop.createTask(value(1)), // a supervisor
+  });
+  loop.createTask(fails("bad"));
+  await assertRejects(() => loop.run(park(new ParkingLot())), DeadlockError);
+
+  const there = simulation();
+  const ended = there.loop.createTask(value(1));
+  await there.loop.runForever();
+  await assertRejects(
+    () =>
+      simulation().loop.run((function* () {
+        yield* ended.join();
+        yield* park(new ParkingLot());
+      })()),
+    DeadlockError,
+  );
+});
+
+Deno.test("K11 a signal that has aborted, or whose main has ended, helps nobody any more", async () => {
+  const aborted = AbortSignal.abort("too late");
+  const { loop } = simulation();
+  await assertRejects(() => loop.run(shielded(park(new ParkingLot())), { signal: aborted }), DeadlockError);
+  const { signal } = new AbortController();
+  const other = simulation();
+  other.loop.createTask(shielded(park(new ParkingLot())));
+  await assertRejects(() => other.loop.run(sleep(1), { signal }), DeadlockError);
+});
 
 // ---- K12 ---------------------------------------------------------------------------------------------------------
 

@@ -788,6 +788,37 @@ Deno.test("S4 a PriorityQueue orders [priority, item] by the priority, as Python
   ]);
 });
 
+Deno.test("S4 a comparison that throws in a put or a get passes the slot or the item on to who waits next", async () => {
+  let throws = false;
+  const compare = (a: number, b: number) => {
+    const thrown = throws || a < 0 || b < 0;
+    throws = false;
+    if (thrown) throw new Error("cannot compare");
+    return a - b;
+  };
+  await simulate(function* ({ loop }) {
+    const full = new PriorityQueue<number>(2, compare);
+    full.putNowait(1);
+    full.putNowait(2);
+    const bad = loop.createTask(full.put(-1));
+    const good = loop.createTask(full.put(3));
+    yield* settle();
+    assertEquals(yield* full.get(), 1);
+    assertEquals((yield* caught(bad.join())).message, "cannot compare");
+    yield* good.join();
+    assertEquals([full.size, yield* full.get(), yield* full.get()], [2, 2, 3]);
+
+    const queue = new PriorityQueue<number>(0, compare);
+    const getters = [1, 2, 3, 4].map(() => loop.createTask(queue.get()));
+    yield* settle();
+    for (const item of [1, 2, 3]) queue.putNowait(item);
+    throws = true;
+    assertEquals((yield* caught(getters[0].join())).message, "cannot compare");
+    yield* settle();
+    assertEquals([queue.size, getters.filter((task) => task.done).length], [0, 4]);
+  });
+});
+
 Deno.test("S4 a PriorityQueue compares with < by default, and a waiting getter takes the smallest there is", async () => {
   await simulate(function* ({ loop }) {
     const queue = new PriorityQueue<string>();
