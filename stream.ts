@@ -28,7 +28,6 @@ import {
   Cancelled,
   type CancelScope,
   cancelScope,
-  checkBody,
   checkDuration,
   checkpoint,
   checkRunnable,
@@ -267,7 +266,7 @@ export class Stream implements Disposable {
    * @throws {TypeError} If `delimiter` is empty, or neither a string nor a `Uint8Array`.
    */
   *readUntil(delimiter: string | Uint8Array): Coroutine<Uint8Array> {
-    const bytes = toBytes("read until", delimiter);
+    const bytes = toBytes("read until", delimiter).slice(); // The caller's may change while this waits.
     if (bytes.length === 0) throw new TypeError("Cannot read until an empty delimiter: it would be found everywhere");
     using _turn = this.#takeTurn();
     yield* this.#begin();
@@ -437,7 +436,7 @@ export class Stream implements Disposable {
   /**
    * The read side as a web stream, for `pipeTo`, `TextDecoderStream`, `CompressionStream` and the like. It reads from this
    * stream only when it is read itself; so a program may read some lines first and pipe the rest. Its chunks are copies.
-   * Once it was cancelled there is another one here, which goes on where it ended.
+   * Once it was cancelled, or has failed, there is another one here, which goes on where it ended.
    * To be asked for inside a task: its reads are tasks of that loop.
    *
    * @example
@@ -458,7 +457,10 @@ export class Stream implements Disposable {
     const isWanted = () => !cancelled;
     const pull = (controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>) => {
       task = loop.createTask(this.#readTo(controller, isWanted), { name: `readable of ${this}` });
-      return task.then(() => {});
+      return task.then(() => {}, (error) => {
+        this.#readable = null; // It is of no use any more; who asks anew may have better luck.
+        throw error;
+      });
     };
     const cancel = async (reason: unknown) => {
       cancelled = true;
@@ -597,9 +599,9 @@ export interface ServeOptions {
  * the handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
  *
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
- * @throws {TypeError} If `listener` is none, or `handler` no function.
+ * @throws {TypeError} If `listener` is none, `handler` no function, or `signal` no `AbortSignal`.
  * @throws {ClosedError} If `listener` is closed already.
- * @throws {BusyError} If another task accepts from `listener`.
+ * @throws {BusyError} If another task accepts from `listener`, which then stays as it is.
  *
  * @example
  * ```ts
@@ -627,8 +629,18 @@ export function serve<S extends StreamSocket>(
   handler: (sock: S, addr: Addr) => Coroutine<unknown>,
   options: ServeOptions = {},
 ): Coroutine<void> {
-  const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT } = options;
-  checkBody("serve", handler);
+  const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT, signal, onError, onListen } = options;
+  if (typeof handler !== "function") {
+    throw new TypeError(`Cannot serve with ${kind(handler)}: it takes serve(listener, function* (sock, addr) { ... })`);
+  }
+  if (signal !== undefined && !(signal instanceof AbortSignal)) {
+    throw new TypeError(`Cannot serve with the signal ${kind(signal)}: it must be an AbortSignal`);
+  }
+  for (const [name, hook] of Object.entries({ onError, onListen })) {
+    if (hook !== undefined && typeof hook !== "function") {
+      throw new TypeError(`Cannot serve with the ${name} ${kind(hook)}: it must be a function`);
+    }
+  }
   if (maxConnections !== Infinity && !(Number.isSafeInteger(maxConnections) && maxConnections >= 1)) {
     throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be a whole one from 1 up`);
   }
@@ -673,6 +685,7 @@ class Server<S extends StreamSocket> {
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
     const { signal } = this.#options;
     let stop = () => {};
+    let isOurs = true;
     try {
       this.#options.onListen?.(this.#listener.addr);
       const acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
@@ -681,11 +694,12 @@ class Server<S extends StreamSocket> {
       signal?.addEventListener("abort", stop);
       yield* acceptor.join();
     } catch (error) {
+      isOurs = !(error instanceof BusyError); // Then it is somebody else's who accepts from it.
       // The acceptor was cancelled, or the listener closed: so the server was asked to end.
       if (!(error instanceof TaskError || error instanceof ClosedError)) throw error;
     } finally {
       signal?.removeEventListener("abort", stop);
-      this.#listener.close();
+      if (isOurs) this.#listener.close();
       yield* this.#drain(handlers);
     }
   }
@@ -722,7 +736,12 @@ class Server<S extends StreamSocket> {
 
   /** A listener is never writable: whoever waits for that hears when it is closed, and leaves its connections alone. */
   *#untilRoom(): Coroutine<void> {
-    yield* race([park(this.#room), writeWait(this.#listener)]);
+    yield* race([this.#someRoom(), writeWait(this.#listener)]);
+  }
+
+  /** It looks in the very step in which it parks: in a race that is a later one than where it was called. */
+  *#someRoom(): Coroutine<void> {
+    while (this.#connections.size >= this.#options.maxConnections) yield* park(this.#room);
   }
 
   *#handle(sock: S, addr: Addr): Coroutine<void> {

@@ -154,6 +154,20 @@ Deno.test("N12 maxConnections holds: the next is accepted when one has ended, an
   });
 });
 
+Deno.test("N12 a place that is given up at any moment goes to the next, also at once", async () => {
+  for (const most of [1, 2, 7]) {
+    let served = 0;
+    const handler = function* (): Coroutine {
+      for (let i = served++ % 5; i > 0; i--) yield* checkpoint();
+    };
+    await serving(handler, { maxConnections: most }, function* ({ listener }) {
+      listener.push(...sockets(50));
+      yield* sleep(1);
+      assertEquals([listener.accepted, served], [50, 50]);
+    });
+  }
+});
+
 Deno.test("N12 a server that is full hears when its listener is closed, and ends", needs({ net: true }), async () => {
   await run(function* (loop) {
     const listener = listen({ hostname: "127.0.0.1", port: 0 });
@@ -395,7 +409,7 @@ Deno.test("N12 a listener that is closed already is a ClosedError at once, and o
 Deno.test("N12 serve on what is no listener is a TypeError that says what it takes", () => {
   for (const wrong of [8080, undefined, null, { port: 8080 }] as never[]) {
     assertThrows(() => serve(wrong, forever), TypeError, "it takes a listener, as in serve(listen({ port }), handler)");
-    assertThrows(() => serve(new FakeListener(), wrong), TypeError, "serve takes a function");
+    assertThrows(() => serve(new FakeListener(), wrong), TypeError, "it takes serve(listener, function*");
   }
 });
 
@@ -541,6 +555,33 @@ Deno.test("N3 N12 a mistake of the program ends the server, which drains before 
     assert(sock.closed);
     assertEquals(reports, []);
   });
+});
+
+Deno.test("N3 N12 a second server on a listener is refused, and the first goes on", async () => {
+  const handler = function* (sock: PieceSocket): Coroutine {
+    yield* new Stream(sock).write("hello");
+  };
+  await serving(handler, {}, function* ({ listener, server, sim }) {
+    yield* turns(5);
+    const register = sim.world.register;
+    sim.world.register = (fileobj, events, data) => {
+      if (fileobj === listener) throw new BusyError("Cannot wait to accept from it: another task is already waiting");
+      return register.call(sim.world, fileobj, events, data);
+    };
+    assertInstanceOf(yield* failure(sim.loop.createTask(serve(listener, handler))), BusyError);
+    sim.world.register = register;
+    const [sock] = sockets(1);
+    listener.push(sock);
+    yield* turns(20);
+    assertEquals([listener.closed, server.done, sock.output], [false, false, "hello"]);
+  });
+});
+
+Deno.test("N12 hooks and signals that are none are refused where they are written", () => {
+  const wrong = { signal: new AbortController(), onError: "print", onListen: {} };
+  for (const [name, value] of Object.entries(wrong)) {
+    assertThrows(() => serve(new FakeListener(), forever, { [name]: value as any }), TypeError, `the ${name} `);
+  }
 });
 
 Deno.test("options out of range are refused where they are written", () => {

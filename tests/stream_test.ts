@@ -246,6 +246,16 @@ Deno.test("ST3 readUntil has the limit of lines: what is too long is dropped wit
   }
 });
 
+Deno.test("ST3 the caller of readUntil may change the delimiter", async () => {
+  await run(function* () {
+    const stream = ended(["toolong;next", " line;last"], { limit: 4 });
+    const delimiter = bytes(";");
+    yield* thrown(LimitError, stream.readUntil(delimiter));
+    delimiter[0] = 10;
+    assertEquals(text(yield* stream.readUntil("x")), "nex");
+  });
+});
+
 Deno.test("ST3 readAll with a limit: LimitError beyond it, and what has arrived can still be read", async () => {
   await run(function* () {
     assertEquals(text(yield* ended(["abc", "de"], { limit: 5 }).readAll()), "abcde");
@@ -561,6 +571,21 @@ Deno.test("C7 a readable that is cancelled as bytes arrive has read all of them 
       assertEquals(text(read ?? bytes("")) + text(yield* stream.readAll()), "abcdef", `${turns} turns`);
     });
   }
+});
+
+Deno.test("N3 a readable that was refused, as another task was reading, is not refused for ever", async () => {
+  await simulate(function* ({ loop }) {
+    const sock = new PieceSocket();
+    const stream = new Stream(sock);
+    const line = loop.createTask(stream.readLine());
+    yield* checkpoint();
+    const reader = stream.readable.getReader();
+    yield* thrown(BusyError, until(reader.read()));
+    sock.feed("line\nrest").end();
+    assertEquals(yield* line.join(), "line");
+    const { value } = yield* until(stream.readable.getReader().read());
+    assertEquals(text(value!), "rest");
+  });
 });
 
 Deno.test("N15 a web stream that fails, or outlives its loop, leaves no unhandled rejection", async () => {
