@@ -474,7 +474,8 @@ class Thread {
   #fail(error: unknown): void {
     if (this.#ended) return;
     if (!this.#job) this.#onStray(error);
-    this.terminate(error);
+    this.#job?.reject(error); // Here, as the error may be undefined.
+    this.terminate();
   }
 }
 

@@ -291,6 +291,21 @@ test("P4 an error nobody caught in the worker fails the run; the program and the
   });
 });
 
+test("P4 undefined that nobody caught in the worker fails the run too", {}, async () => {
+  const thrown = await run(function* (loop) {
+    const task = loop.createTask(runInWorker(async () => {
+      Promise.reject();
+      await new Promise(() => {});
+    }));
+    try {
+      yield* task.join();
+    } catch (error) {
+      return error;
+    }
+  });
+  assert(thrown instanceof TaskError);
+});
+
 test("P4 an error in an idle worker is reported, and the worker replaced", {}, async () => {
   await run(function* () {
     const errors: unknown[] = [];
