@@ -383,6 +383,9 @@ export class Loop {
    * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
    */
   *sockAccept<S extends SocketLike>(listener: ListenerLike<S>): Coroutine<[S, Addr]> {
+    if (typeof listener?.accept !== "function") {
+      throw new TypeError(`Cannot accept from ${kind(listener)}: it is no listener`);
+    }
     yield ["read_wait", listener];
     return listener.accept();
   }
@@ -396,6 +399,7 @@ export class Loop {
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockRecv(sock: SocketLike, maxBytes: number): Coroutine<Uint8Array> {
+    if (typeof sock?.recv !== "function") throw noSocket(sock);
     checkMaxBytes(maxBytes);
     yield ["read_wait", sock];
     return sock.recv(maxBytes);
@@ -410,6 +414,7 @@ export class Loop {
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
+    if (typeof sock?.recvInto !== "function") throw noSocket(sock);
     checkBytes("recv into", buffer);
     if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
     yield ["read_wait", sock];
@@ -446,6 +451,7 @@ export class Loop {
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
    */
   *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
+    if (typeof sock?.recvfrom !== "function") throw noSocket(sock);
     checkMaxBytes(maxBytes);
     yield ["read_wait", sock];
     return sock.recvfrom(maxBytes);
@@ -1034,6 +1040,10 @@ export function checkMaxBytes(maxBytes: number): void {
   if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
     throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
   }
+}
+
+function noSocket(sock: unknown): TypeError {
+  return new TypeError(`Cannot recv on ${kind(sock)}: it is no socket to receive from`);
 }
 
 function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
@@ -2247,6 +2257,6 @@ function describeArg(arg: any): string {
 /** Throws `RangeError` if `ms` is no duration. For the other modules here. */
 export function checkDuration(what: string, ms: number): void {
   if (typeof ms !== "number" || !(ms >= 0)) {
-    throw new RangeError(`Cannot ${what} for ${ms} ms: the time must be a number from 0 up`);
+    throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
   }
 }

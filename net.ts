@@ -178,7 +178,9 @@ export class DefaultSelector implements Selector {
    */
   register(fileobj: Selectable, events: number, data?: unknown): SelectorKey {
     if (!(fileobj instanceof Pollable)) {
-      throw new TypeError(`Cannot wait for ${kind(fileobj)}: it is no socket or listener`);
+      throw new TypeError(
+        `Cannot wait for ${kind(fileobj)}: it is no socket or listener of listen(), connect() and the like`,
+      );
     }
     if (events !== EVENT_READ && events !== EVENT_WRITE && events !== (EVENT_READ | EVENT_WRITE)) {
       throw new TypeError(`Cannot wait for events ${events}: use EVENT_READ, EVENT_WRITE, or both or-ed together`);
@@ -218,7 +220,8 @@ export class DefaultSelector implements Selector {
 
   /**
    * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for one turn of
-   * Deno's event loop. While one `select` is under way another makes it return. With `again` a timer may be left behind for
+   * Deno's event loop. It may return early with nothing, if something was registered meanwhile, say: look at the time.
+   * While one `select` is under way another makes it return. With `again` a timer may be left behind for
    * the next one: `wakeup` or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
@@ -449,6 +452,8 @@ export class Socket extends Pollable implements SocketLike {
   #writeEnded = false;
   #writeError: unknown = null;
   #flushed: PromiseWithResolvers<void> | null = null;
+  /** Rejects when it is closed; there if a task waits for something that the platform does to the connection. */
+  #closing: PromiseWithResolvers<never> | null = null;
   #settings: (() => void)[] | null = null;
   #linger: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
@@ -505,6 +510,7 @@ export class Socket extends Pollable implements SocketLike {
     checkMaxBytes(maxBytes);
     const from = this.#from;
     if (this.#to === from) return this.#nothing();
+    if (this.#to > this.#slab.byteLength) this.#lost();
     this.#from = this.#given = Math.min(this.#to, from + maxBytes);
     return new Uint8Array(this.#slab, from, this.#from - from);
   }
@@ -521,6 +527,7 @@ export class Socket extends Pollable implements SocketLike {
     checkBytes("recv into", buffer);
     if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
     if (this.#to === this.#from) return this.#nothing().length;
+    if (this.#to > this.#slab.byteLength) this.#lost();
     const length = Math.min(this.#to - this.#from, buffer.length);
     buffer.set(new Uint8Array(this.#slab, this.#from, length));
     this.#from += length;
@@ -533,6 +540,15 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#readError !== null) throw this.#readError;
     if (this.#eof) return new Uint8Array(0);
     throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
+  }
+
+  /** Somebody has transferred what `recv` had returned, and with it what has arrived behind that. */
+  #lost(): never {
+    const length = this.#to - this.#from;
+    this.#forgetInput();
+    throw new TypeError(
+      `Cannot recv on ${this}: its last ${length} bytes are lost, for what it returned before was transferred; slice() it first`,
+    );
   }
 
   /**
@@ -702,9 +718,11 @@ export class Socket extends Pollable implements SocketLike {
   *closeWrite(): Coroutine<void> {
     yield* this.#flush("close the write side of");
     if (this.#writeEnded) return;
-    this.#writeEnded = true;
-    this._signal(EVENT_WRITE);
-    yield* this.#until("close the write side of", this.#conn.closeWrite());
+    yield* this.#until("close the write side of", () => {
+      this.#writeEnded = true;
+      this._signal(EVENT_WRITE);
+      return this.#conn.closeWrite();
+    });
   }
 
   // ---- Settings ------------------------------------------------------------------------------------------------
@@ -746,18 +764,29 @@ export class Socket extends Pollable implements SocketLike {
   *handshake(): Coroutine<TlsHandshakeInfo> {
     this.#check("shake hands on");
     if (!this.#conn.handshake) return { alpnProtocol: null };
-    const { alpnProtocol } = yield* this.#until("shake hands on", this.#conn.handshake());
+    const { alpnProtocol } = yield* this.#until("shake hands on", () => this.#conn.handshake!());
     return { alpnProtocol: alpnProtocol ?? null };
   }
 
-  /** Waits for something that the platform does to the connection. What it rejects with when that is closed is no news. */
-  *#until<T>(what: string, promise: Promise<T>): Coroutine<T> {
+  /**
+   * Begins something that the platform does to the connection, and waits for it, or for the socket to be closed. A task that
+   * is cancelled before the wait begins has begun nothing.
+   */
+  *#until<T>(what: string, begin: () => Promise<T>): Coroutine<T> {
     try {
-      return yield* until(promise);
+      return yield* until(() => Promise.race([begin(), this.#untilClosed()]));
     } catch (error) {
       if (!(error instanceof Cancelled)) this.#check(what);
       throw error;
     }
+  }
+
+  #untilClosed(): Promise<never> {
+    if (!this.#closing) {
+      this.#closing = Promise.withResolvers();
+      this.#closing.promise.catch(() => {});
+    }
+    return this.#closing.promise;
   }
 
   // ---- The end -------------------------------------------------------------------------------------------------
@@ -795,6 +824,7 @@ export class Socket extends Pollable implements SocketLike {
     this.#isClosed = true;
     this.#forgetInput();
     this.#wakeFlushed();
+    this.#closing?.reject(null); // What is thrown is up to who waits.
     this._signal(EVENT_READ);
     this._signal(EVENT_WRITE);
   }
@@ -867,6 +897,8 @@ export class Socket extends Pollable implements SocketLike {
    */
   *_surrender(what: string): Coroutine<Connection> {
     yield* this.#flush(what);
+    if (this.#writeEnded) throw new Deno.errors.BrokenPipe(`Cannot ${what} ${this}: its write side was closed`);
+    if (this.#eof) throw new Deno.errors.UnexpectedEof(`Cannot ${what} ${this}: its stream has ended`);
     if (isWatched(this._readKey) || isWatched(this._writeKey)) {
       throw new BusyError(`Cannot ${what} ${this}: a task is waiting on it`);
     }
@@ -1097,12 +1129,13 @@ export class DatagramSocket extends Pollable implements DatagramLike {
    *
    * @throws {WouldBlock} If the one before has not left yet.
    * @throws {TypeError} If `data` is no `Uint8Array`.
-   * @throws {RangeError} If `data` is longer than any datagram can be.
+   * @throws {RangeError} If `data` is longer than any datagram can be, or the port of `addr` is none.
    * @throws {ClosedError} If the socket is closed.
    */
   sendto(data: Uint8Array, addr: Addr): number {
     if (this.#isClosed) throw new ClosedError(`Cannot send on ${this}: it is closed`);
     checkBytes("send", data);
+    checkReceiver(addr);
     if (data.length > DATAGRAM_MAX) {
       throw new RangeError(`Cannot send ${data.length} bytes on ${this}: a datagram has ${DATAGRAM_MAX} at most`);
     }
@@ -1232,6 +1265,7 @@ class Pipe {
     if (this.#readError) return reader.reject(this.#readError);
     if (this.#from === this.#to) return reader.resolve(null);
     const n = Math.min(reader.buffer.length, this.#to - this.#from);
+    if (n === 0) return reader.reject(new TypeError("Cannot read into a buffer that was transferred"));
     reader.buffer.set(this.#buffer.subarray(this.#from, this.#from + n));
     this.#from += n;
     if (this.#from === this.#to) this.#from = this.#to = 0;
@@ -1378,11 +1412,13 @@ const denoNetwork: Network = {
 
   datagram(options: DatagramOptions): DatagramSocket {
     checkOptions("receive on", options);
-    checkPort("receive on", options.port, 0);
+    const { transport = "udp", port } = options;
+    if (transport !== "udp") throw new TypeError(`Cannot receive on transport ${kind(transport)}: it must be "udp"`);
+    checkPort("receive on", port, 0);
     if (!unstable.listenDatagram) {
       throw new Deno.errors.NotSupported("Cannot open a datagram socket: Deno needs the flag --unstable-net for it");
     }
-    return new DatagramSocket(unstable.listenDatagram({ transport: "udp", ...options }));
+    return new DatagramSocket(unstable.listenDatagram({ ...options, transport: "udp" }));
   },
 };
 
@@ -1411,6 +1447,35 @@ function checkTransport(what: string, { transport, path }: { transport?: unknown
   }
   if (transport === undefined || transport === "tcp" || transport === "unix") return;
   throw new TypeError(`Cannot ${what} transport ${kind(transport)}: it must be "tcp" or "unix"`);
+}
+
+/** An address to send a datagram to. Of some that are none Deno would make others. */
+function checkReceiver(addr: Addr): void {
+  if (typeof addr !== "object" || addr === null) {
+    throw new TypeError(
+      `Cannot send to ${kind(addr)}: it takes an address, as { transport: "udp", hostname: "127.0.0.1", port: 25000 }`,
+    );
+  }
+  if ("path" in addr) return;
+  const { hostname, port } = addr;
+  if (typeof hostname !== "string") throw new TypeError(`Cannot send to host ${kind(hostname)}: it must be a string`);
+  checkPort("send to", port, 1);
+}
+
+/** With options it does not like, `Deno.startTls` takes the connection along. */
+function checkTlsOptions(options: StartTlsOptions): void {
+  if (typeof options !== "object" || options === null) {
+    throw new TypeError(`Cannot start TLS with ${kind(options)}: it takes options such as { hostname: "localhost" }`);
+  }
+  const { hostname, caCerts, alpnProtocols } = options;
+  if (hostname !== undefined && typeof hostname !== "string") {
+    throw new TypeError(`Cannot start TLS with the host ${kind(hostname)}: it must be a string`);
+  }
+  for (const [name, list] of Object.entries({ caCerts, alpnProtocols })) {
+    if (list !== undefined && !(Array.isArray(list) && list.every((one) => typeof one === "string"))) {
+      throw new TypeError(`Cannot start TLS with the ${name} ${kind(list)}: they must be an array of strings`);
+    }
+  }
 }
 
 function checkPort(what: string, port: unknown, least: number): void {
@@ -1527,12 +1592,13 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
  * A `Stream` over `sock` may hold bytes of its own that came before TLS, and that anybody may have written: go on only if
  * its `buffered` is 0, and with a new stream over the socket that is returned.
  *
- * @throws {TypeError} If `sock` is not a TCP socket of Deno's.
+ * @throws {TypeError} If `sock` is not a TCP socket of Deno's, or `options` are none.
  * @throws {BusyError} If a task waits on `sock`, or it holds bytes that were not read.
  * @throws {ClosedError} If `sock` is closed.
  */
 export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutine<Socket> {
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is no Socket`);
+  checkTlsOptions(options);
   sock._checkPlainTcp("start TLS on");
   const plain = yield* sock._surrender("start TLS on");
   let conn: Deno.TlsConn;

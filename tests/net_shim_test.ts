@@ -6,6 +6,7 @@ import { assert, assertEquals, assertInstanceOf, assertRejects, assertThrows } f
 import {
   type Addr,
   BusyError,
+  cancelScope,
   ClosedError,
   connect,
   type Connection,
@@ -23,6 +24,7 @@ import {
   type Network,
   Socket,
   socketPair,
+  until,
   WouldBlock,
 } from "../mod.ts";
 import { bytes, text, thrownBy } from "./net_transports.ts";
@@ -814,4 +816,66 @@ Deno.test("N9 what a network does not have is a TypeError", async () => {
     assertThrows(() => listenTls({ port: 0, ...keys }), TypeError, "Cannot use listenTls");
     assertInstanceOf(yield* thrownBy(connectTls({ port: 9 })), TypeError);
   }());
+});
+
+Deno.test("C4 a closeWrite in a cancelled scope has ended nothing", async () => {
+  const { conn, sock } = fake();
+  await new Loop().run((function* () {
+    yield* cancelScope(function* (scope) {
+      scope.cancel();
+      yield* sock.closeWrite();
+    });
+    assertEquals(conn.writeEnded, false);
+    assertEquals(sock.send(new Uint8Array(1)), 1);
+    sock.abort();
+  })());
+});
+
+Deno.test("what was transferred with a received array is missed once, and the socket goes on", async () => {
+  const { conn, sock, selector } = fake();
+  for (const recv of [() => sock.recv(100).length, () => sock.recvInto(new Uint8Array(100))]) {
+    sock._arm(EVENT_READ);
+    await conn.arrive("0123456789");
+    const head = sock.recv(4);
+    structuredClone(head, { transfer: [head.buffer as ArrayBuffer] });
+    assertThrows(recv, TypeError, "its last 6 bytes are lost");
+    assertThrows(recv, WouldBlock);
+    sock._arm(EVENT_READ);
+    await conn.arrive("more");
+    assertEquals(recv(), 4);
+  }
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("a pair whose reader has transferred the buffer of its read says so", async () => {
+  const [left, right] = socketPair();
+  const loop = new Loop();
+  await loop.run((function* () {
+    yield* loop.sockSendall(left, bytes("one"));
+    const head = yield* loop.sockRecv(right, 10);
+    const waiting = loop.createTask(thrownBy(loop.sockRecv(right, 10)));
+    yield* until(turn());
+    structuredClone(head, { transfer: [head.buffer as ArrayBuffer] });
+    yield* loop.sockSendall(left, bytes("two"));
+    assertInstanceOf(yield* waiting.join(), TypeError);
+    left.abort();
+    right.abort();
+  })());
+});
+
+Deno.test("K5 what cannot be received or accepted from is refused where it is written", async () => {
+  const loop = new Loop();
+  const [left, right] = socketPair();
+  await loop.run((function* () {
+    const wrong: Coroutine<unknown>[] = [
+      loop.sockRecv({ id: 1 } as any, 10),
+      loop.sockRecvInto(undefined as any, new Uint8Array(1)),
+      loop.sockAccept(left as any),
+      loop.sockRecvfrom(left as any, 10),
+    ];
+    for (const coro of wrong) assertInstanceOf(yield* thrownBy(coro), TypeError);
+  })());
+  left.abort();
+  right.abort();
 });

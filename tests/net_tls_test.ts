@@ -286,16 +286,50 @@ Deno.test(
   granted,
   () =>
     run(function* (loop) {
-      for (
-        const options of [{ hostname: "no name!" }, { hostname: 5 }, { caCerts: "none" }] as Deno.StartTlsOptions[]
-      ) {
-        using listener = listen(LOCAL);
-        const plain = yield* connect(to(listener));
-        const [server] = yield* loop.sockAccept(listener);
-        assertInstanceOf(yield* thrownBy(startTls(plain, options)), TypeError);
-        assertEquals((yield* loop.sockRecv(server, 10)).length, 0);
-        server.close();
+      using listener = listen(LOCAL);
+      const plain = yield* connect(to(listener));
+      using server = (yield* loop.sockAccept(listener))[0];
+      assertInstanceOf(yield* thrownBy(startTls(plain, { hostname: "no name!" })), TypeError);
+      assertEquals((yield* loop.sockRecv(server, 10)).length, 0);
+    }),
+);
+
+Deno.test(
+  "N11 startTls with what are no options, or on a side that was ended, is refused, and nothing is lost",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listen(LOCAL);
+      using plain = yield* connect(to(listener));
+      using server = (yield* loop.sockAccept(listener))[0];
+      for (const options of [null, "localhost", { hostname: 5 }, { caCerts: "none" }, { alpnProtocols: [1] }]) {
+        assertInstanceOf(yield* thrownBy(startTls(plain, options as Deno.StartTlsOptions)), TypeError);
       }
+      yield* plain.closeWrite();
+      assertInstanceOf(yield* thrownBy(startTls(plain)), Deno.errors.BrokenPipe);
+      yield* loop.sockSendall(server, new Uint8Array(3));
+      assertEquals((yield* loop.sockRecv(plain, 10)).length, 3);
+      yield* server.closeWrite();
+      assertEquals((yield* loop.sockRecv(server, 10)).length, 0);
+      assertInstanceOf(yield* thrownBy(startTls(server)), Deno.errors.BrokenPipe);
+    }),
+);
+
+Deno.test(
+  "N4 close() is heard at once by who waits for a handshake, also if there is something to deliver",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listenTls({ ...LOCAL, ...tls.server });
+      const silent = yield* connect(to(listener));
+      const [server] = yield* loop.sockAccept(listener);
+      const shaking = loop.createTask(thrownBy(server.handshake()));
+      yield* loop.sockSendall(server, new Uint8Array(10));
+      yield* sleep(1);
+      server.close();
+      assertInstanceOf(yield* failAfter(5000, shaking.join()), ClosedError);
+      server.abort();
+      silent.abort();
     }),
 );
 

@@ -45,6 +45,30 @@ if (flagged) {
       assertEquals(text((yield* loop.sockRecvfrom(left, 100))[0]), "back");
     }));
 
+  Deno.test(
+    "N14 what is no transport, or no address to send to, is refused where it is written",
+    granted,
+    () =>
+      run(function* (loop) {
+        for (const transport of ["tcp", "unixpacket", null]) {
+          assertThrows(() => datagram({ port: 0, transport } as any), TypeError, "transport");
+        }
+        using socket = datagram({ ...LOCAL, transport: undefined });
+        const { port } = socket.addr as Deno.NetAddr;
+        const wrong = [undefined, "127.0.0.1", { port }, { hostname: "127.0.0.1" }, {
+          hostname: "127.0.0.1",
+          port: "80",
+        }];
+        for (const addr of [...wrong, { hostname: "127.0.0.1", port: 65536 + port }]) {
+          const error = yield* thrownBy(loop.sockSendto(socket, bytes("lost"), addr as any));
+          assert(error instanceof TypeError || error instanceof RangeError, String(error));
+          assertStringIncludes(error.message, "Cannot send to");
+        }
+        yield* loop.sockSendto(socket, bytes("found"), socket.addr);
+        assertEquals(text((yield* loop.sockRecvfrom(socket, 10))[0]), "found");
+      }),
+  );
+
   Deno.test("N14 IPv6 works as IPv4 does", granted, () =>
     run(function* (loop) {
       using left = datagram({ hostname: "::1", port: 0 });
