@@ -38,8 +38,8 @@ import {
 /**
  * Runs `coro`, but for `ms` milliseconds at most. After trio's `fail_after`.
  *
- * @throws {TimeoutError} If the time was up before it ended; its `cause` is the `Cancelled`, with `bytesSent` of a
- * `sockSendall` that did not get to its end.
+ * @throws {TimeoutError} If the time was up before it ended; its `cause` is the `Cancelled`, with `bytesSent` of what was
+ * sending and did not get to its end.
  * @throws {RangeError} If `ms` is negative or not a number.
  *
  * @example
@@ -91,7 +91,8 @@ export interface ShieldOptions {
 
 /**
  * Runs `coro` out of reach of every cancellation from outside: for cleanup that has to wait for something. The
- * cancellation comes at the first op after it.
+ * cancellation comes at the first op after it. Only what runs inside is out of reach: tasks that were started before are
+ * cancelled all the same. To let a group of workers drain, put the group inside the shield, and outside what feeds them.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
  *
@@ -342,7 +343,8 @@ export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Corou
 
 /**
  * Runs coroutines side by side and returns the value of the first to end; the others are cancelled, and have cleaned up
- * when it returns. An error that comes first is thrown.
+ * when it returns. An error that comes first is thrown. A loser that got its value in the very turn in which the race was
+ * decided has ended with it, and it is dropped: do not race for what must not be lost, such as `queue.get()`, bare.
  *
  * @throws {TypeError} If there is nothing to run, or `coros` is no array of coroutines.
  *

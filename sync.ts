@@ -22,6 +22,7 @@ import {
   type Coroutine,
   currentTask,
   Deque,
+  kind,
   park,
   ParkingLot,
   type Task,
@@ -107,7 +108,7 @@ export class Lock {
 
   /**
    * Waits until the lock is free and takes it. The guard it returns releases it, once: `using guard = yield* lock.acquire()`.
-   * Without `using` it stays taken until {@linkcode release}, also when its task has ended.
+   * (Without `yield*` that line locks nothing, and no type tells.) Without `using` it stays taken until {@linkcode release}, also when its task has ended.
    *
    * @throws {Error} If the task holds it already: it would wait for itself.
    */
@@ -391,7 +392,7 @@ export class Queue<T> {
    */
   constructor(maxsize: number = 0, items: QueueItems<T> = new Deque<T>()) {
     if (maxsize !== Infinity && !(Number.isInteger(maxsize) && maxsize >= 0)) {
-      throw new RangeError(`Cannot make a queue of ${maxsize} items: the number must be a whole one from 0 up`);
+      throw new RangeError(`Cannot make a queue of ${kind(maxsize)} items: the number must be a whole one from 0 up`);
     }
     this.maxsize = maxsize === 0 ? Infinity : maxsize;
     this.#items = items;

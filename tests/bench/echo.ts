@@ -4,7 +4,7 @@
  * `deno run -A tests/bench/echo.ts [--quick] [--rounds=N] [--only=TEXT]`
  */
 import { drive, type Load, type Seen } from "./load.ts";
-import { type Options, parseOptions } from "./options.ts";
+import { type Options, parseOptions, pick } from "./options.ts";
 import { Server } from "./server.ts";
 import {
   atMost,
@@ -75,7 +75,7 @@ function scenarios({ quick, only }: Options): Scenario[] {
       ),
       ...[16384, 102400].flatMap((size) => [1, 50, 1000].map((n) => scenario(size, n, 1, size === 16384 && n === 50))),
     ];
-  return all.filter((one) => one.name.includes(only));
+  return pick(all, only, ({ name }) => name);
 }
 
 /**

@@ -3,7 +3,7 @@
  *
  * `deno run -A tests/bench/idle.ts [--quick] [--rounds=N] [--only=TEXT]`
  */
-import { type Options, parseOptions } from "./options.ts";
+import { type Options, parseOptions, pick } from "./options.ts";
 import { Server } from "./server.ts";
 import { atMost, median, type Section, skipList, table, targetTable } from "./table.ts";
 import { allVariants, BASE, fewVariants, onDeno, OURS, type Variant } from "./variants.ts";
@@ -85,7 +85,7 @@ export async function benchIdle(options: Options): Promise<Section> {
   try {
     const skipped: string[] = [];
     const all = [...options.quick ? fewVariants() : await allVariants(scratch, skipped), SMALL, LEAST_SMALL];
-    const variants = all.filter(({ name }) => name.includes(options.only));
+    const variants = pick(all, options.only, ({ name }) => name);
     const connections = options.quick ? CONNECTIONS / 5 : CONNECTIONS;
     const sizes = new Map<string, Sizes>(variants.map(({ name }) => [name, { started: [], warm: [] }]));
     for (let round = 0; round < Math.min(options.rounds, 3); round++) {

@@ -4,7 +4,7 @@
  * `deno run -A tests/bench/kernel.ts [--quick] [--rounds=N] [--only=TEXT]`
  */
 import type { CaseName } from "./kernel/cases.ts";
-import { type Options, parseOptions } from "./options.ts";
+import { type Options, parseOptions, pick } from "./options.ts";
 import {
   atLeast,
   atMost,
@@ -60,6 +60,7 @@ function rows({ quick, only }: Options): Row[] {
     ...rowsOf("bare switch", [1000], ["promises"]),
     ...rowsOf("spawn and join", [100, 10_000]),
     ...rowsOf("spawn and join", [1_000_000], FAST),
+    ...rowsOf("spawn and join with all", [100, 10_000]),
     ...rowsOf("timer set and fire", [100]),
     ...rowsOf("timer set and fire", [10_000, 100_000], FAST),
     ...rowsOf("timer set and cancel", [100]),
@@ -73,7 +74,7 @@ function rows({ quick, only }: Options): Row[] {
     ...rowsOf("switch at depth", [1, 10, 100, 1000]),
     ...rowsOf("switch at depth by call", [1, 100, 1000], ["yieldloop"]),
   ];
-  return all.filter((row) => title(row).includes(only));
+  return pick(all, only, title);
 }
 
 function title({ name, n }: Row): string {

@@ -14,7 +14,7 @@ export interface Options {
 
 /** Reads `--quick`, `--rounds=N` and `--only=TEXT`. */
 export function parseOptions(args: readonly string[]): Options {
-  const options = { quick: false, rounds: 5, only: "" };
+  const options = { quick: false, rounds: 0, only: "" };
   for (const arg of args) {
     const [name, value] = arg.split(/=(.*)/s);
     if (name === "--quick") options.quick = true;
@@ -25,5 +25,15 @@ export function parseOptions(args: readonly string[]): Options {
       Deno.exit(2);
     }
   }
+  options.rounds ||= options.quick ? 2 : 5;
   return options;
+}
+
+/** Those of `all` that `only` asks for: the one with that very name, else those that have it in theirs. Ends if none has. */
+export function pick<T>(all: readonly T[], only: string, nameOf: (one: T) => string): T[] {
+  const named = all.filter((one) => nameOf(one) === only);
+  const picked = named.length > 0 ? named : all.filter((one) => nameOf(one).includes(only));
+  if (picked.length > 0) return picked;
+  console.error(`Nothing has "${only}" in its name; there are ${all.map(nameOf).join("; ")}`);
+  Deno.exit(2);
 }

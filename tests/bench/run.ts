@@ -7,7 +7,7 @@
 import { benchEcho } from "./echo.ts";
 import { benchIdle } from "./idle.ts";
 import { benchKernel } from "./kernel.ts";
-import { type Options, parseOptions } from "./options.ts";
+import { type Options, parseOptions, pick } from "./options.ts";
 import { benchStart } from "./start.ts";
 import { type Section, targetTable } from "./table.ts";
 import { versions } from "./variants.ts";
@@ -43,8 +43,8 @@ if (import.meta.main) {
   const options = parseOptions(Deno.args);
   const began = performance.now();
   const sections: Section[] = [];
-  for (const [name, bench] of Object.entries(BENCHMARKS)) {
-    if (name.includes(options.only)) sections.push(await bench({ ...options, only: "" }));
+  for (const [_, bench] of pick(Object.entries(BENCHMARKS), options.only, ([name]) => name)) {
+    sections.push(await bench({ ...options, only: "" }));
   }
   const text = await report(sections, (performance.now() - began) / 60_000, options);
   if (options.quick || options.only) {

@@ -12,9 +12,9 @@ const START_TIMEOUT = 20_000;
 export interface Cpu {
   /** All of it, in microseconds, of all its threads. */
   total: number;
-  /** The part of it spent in the program, by the system's coarser count, from 0 to 1. */
+  /** What it has spent in the program, in the ticks of 10 ms that the system counts. */
   user: number;
-  /** The part spent in the system. */
+  /** And in the system. */
   system: number;
 }
 

@@ -1,7 +1,7 @@
 /**
  * tests/bench/start.ts: from the start of the process to "listening on", beside the shortest script that listens.
  *
- * `deno run -A tests/bench/start.ts [--quick] [--rounds=N]`
+ * `deno run -A tests/bench/start.ts [--rounds=N]`
  */
 import { type Options, parseOptions } from "./options.ts";
 import { Server } from "./server.ts";
