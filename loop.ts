@@ -488,14 +488,12 @@ export class Loop {
    * did. When `options.signal` aborts, `main` is cancelled: `run` then rejects with the `Cancelled`, whose `reason` is the
    * signal's, unless `main` ends otherwise.
    *
-   * @throws {DeadlockError} If nothing can wake the tasks any more. Never with a `signal`, which may still abort.
+   * @throws {DeadlockError} If nothing can wake the tasks any more. Never while `signal` may still abort.
    * @throws {Error} If the loop is running already, or was stopped before `main` had ended.
    */
   async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal } = {}): Promise<T> {
     const { signal } = options;
-    if (signal !== undefined && !(signal instanceof AbortSignal)) {
-      throw new TypeError(`Cannot run with the signal ${kind(signal)}: it must be an AbortSignal`);
-    }
+    checkSignal("run", signal);
     await this.#begin();
     try {
       const task = this.createTask(main, { name: "main" });
@@ -988,11 +986,13 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
 function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): void {
   const ended = () => {
     task._pending = null;
+    let value: unknown;
     try {
-      task.loop.wake(task, other.result());
+      value = other.result();
     } catch (error) {
-      task.loop.fail(task, error);
+      return task.loop.fail(task, error);
     }
+    task.loop.wake(task, value);
   };
   task.loop._noteWait(other.loop);
   signal.addEventListener("abort", () => other.removeDoneCallback(ended));
@@ -1052,6 +1052,12 @@ function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
   }
   if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
   sock.sending = true;
+}
+
+/** Throws `TypeError` if `signal` is given and no `AbortSignal`. For the other modules here. */
+export function checkSignal(what: string, signal: unknown): void {
+  if (signal === undefined || signal instanceof AbortSignal) return;
+  throw new TypeError(`Cannot ${what} with the signal ${kind(signal)}: it must be an AbortSignal`);
 }
 
 /** Throws `TypeError` if `data` is no `Uint8Array`. For the other modules here. */

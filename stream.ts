@@ -31,6 +31,7 @@ import {
   checkDuration,
   checkpoint,
   checkRunnable,
+  checkSignal,
   ClosedError,
   type Coroutine,
   kind,
@@ -633,9 +634,7 @@ export function serve<S extends StreamSocket>(
   if (typeof handler !== "function") {
     throw new TypeError(`Cannot serve with ${kind(handler)}: it takes serve(listener, function* (sock, addr) { ... })`);
   }
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw new TypeError(`Cannot serve with the signal ${kind(signal)}: it must be an AbortSignal`);
-  }
+  checkSignal("serve", signal);
   for (const [name, hook] of Object.entries({ onError, onListen })) {
     if (hook !== undefined && typeof hook !== "function") {
       throw new TypeError(`Cannot serve with the ${name} ${kind(hook)}: it must be a function`);

@@ -108,7 +108,8 @@ export class Lock {
 
   /**
    * Waits until the lock is free and takes it. The guard it returns releases it, once: `using guard = yield* lock.acquire()`.
-   * (Without `yield*` that line locks nothing, and no type tells.) Without `using` it stays taken until {@linkcode release}, also when its task has ended.
+   * (Without `yield*` that line locks nothing, and no type tells.) Without `using` it stays taken until
+   * {@linkcode release}, also when its task has ended.
    *
    * @throws {Error} If the task holds it already: it would wait for itself.
    */
