@@ -1262,7 +1262,8 @@ export class Task<T = any> implements PromiseLike<T> {
   addDoneCallback(callback: (task: Task<T>) => void): void {
     this._watchers++;
     if (this.done) callback(this);
-    else (this.#callbacks ??= []).push(callback);
+    else if (this.#callbacks) this.#callbacks.push(callback);
+    else this.#callbacks = [callback]; // Mostly there is one, and the first push() would make room for seventeen.
   }
 
   /** Takes `callback` back, if it was not called yet: whoever does so takes charge of the task's error no more. */

@@ -164,9 +164,9 @@ export interface StreamOptions {
  * }
  * ```
  */
-export class Stream implements Disposable {
+export class Stream<S extends StreamSocket = StreamSocket> implements Disposable {
   /** The socket below. What is read from it directly is missing here. */
-  readonly sock: StreamSocket;
+  readonly sock: S;
   /** How many bytes a line may have. */
   readonly limit: number;
   readonly #limitOfAll: number;
@@ -193,7 +193,7 @@ export class Stream implements Disposable {
    * @throws {TypeError} If `sock` is no socket.
    * @throws {RangeError} If `limit` is not a number from 1 up.
    */
-  constructor(sock: StreamSocket, options: StreamOptions = {}) {
+  constructor(sock: S, options: StreamOptions = {}) {
     const { limit = LIMIT } = options;
     if (typeof sock?.recv !== "function") {
       throw new TypeError(`Cannot make a stream over ${kind(sock)}: it is no socket`);
@@ -556,10 +556,10 @@ const ACCEPT_BACKOFF = 100;
 /** Long enough for what is under way to be finished, short enough for nobody to think that the program hangs. */
 const DRAIN_TIMEOUT = 1000;
 
-/** What {@linkcode serve} needs of a listening socket. `Listener` has it. */
-export interface ServeListener<S extends StreamSocket = StreamSocket> extends ListenerLike<S> {
+/** What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. */
+export interface ServeListener<S extends StreamSocket = StreamSocket, A extends Addr = Addr> extends ListenerLike<S> {
   /** The address it listens on. */
-  readonly addr: Addr;
+  readonly addr: A;
   /** Whether it has been closed; a listener that cannot tell leaves it out. */
   readonly closed?: boolean;
   /** Stops listening; whoever waits on it gets `ClosedError`. */
@@ -567,7 +567,7 @@ export interface ServeListener<S extends StreamSocket = StreamSocket> extends Li
 }
 
 /** Options of {@linkcode serve}. */
-export interface ServeOptions {
+export interface ServeOptions<A extends Addr = Addr> {
   /**
    * How many connections are served at once. Others wait in the system's backlog. One whose handler has ended counts no
    * more, though its socket may go on delivering for a while.
@@ -589,7 +589,7 @@ export interface ServeOptions {
   /** Ends the server when it aborts; `serve` then returns. */
   signal?: AbortSignal;
   /** Called once, with the listener's address, when the server is about to accept. */
-  onListen?: (addr: Addr) => void;
+  onListen?: (addr: A) => void;
 }
 
 /**
@@ -625,10 +625,10 @@ export interface ServeOptions {
  * }));
  * ```
  */
-export function serve<S extends StreamSocket>(
-  listener: ServeListener<S>,
+export function serve<S extends StreamSocket, A extends Addr>(
+  listener: ServeListener<S, A>,
   handler: (sock: S, addr: Addr) => Coroutine<unknown>,
-  options: ServeOptions = {},
+  options: ServeOptions<A> = {},
 ): Coroutine<void> {
   const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT, signal, onError, onListen } = options;
   if (typeof handler !== "function") {
@@ -654,17 +654,17 @@ export function serve<S extends StreamSocket>(
   return new Server(listener, handler, { ...options, maxConnections, drainTimeout }).run();
 }
 
-class Server<S extends StreamSocket> {
-  readonly #listener: ServeListener<S>;
+class Server<S extends StreamSocket, A extends Addr> {
+  readonly #listener: ServeListener<S, A>;
   readonly #handler: (sock: S, addr: Addr) => Coroutine<unknown>;
-  readonly #options: ServeOptions & { maxConnections: number; drainTimeout: number };
+  readonly #options: ServeOptions<A> & { maxConnections: number; drainTimeout: number };
   readonly #connections = new Map<Task, S>();
   readonly #room = new ParkingLot("a connection to end");
 
   constructor(
-    listener: ServeListener<S>,
+    listener: ServeListener<S, A>,
     handler: (sock: S, addr: Addr) => Coroutine<unknown>,
-    options: ServeOptions & { maxConnections: number; drainTimeout: number },
+    options: ServeOptions<A> & { maxConnections: number; drainTimeout: number },
   ) {
     this.#listener = listener;
     this.#handler = handler;

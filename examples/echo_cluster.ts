@@ -42,7 +42,7 @@ export function work(main: MessagePort, id: number, port: number, drainTimeout: 
   return loop.run(serve(listener, (sock, addr) => echo(loop, id, sock, addr), {
     drainTimeout,
     signal: stop.signal,
-    onListen: (addr) => main.postMessage((addr as Deno.NetAddr).port),
+    onListen: (addr) => main.postMessage(addr.port),
     onError: (error, addr) => console.error(addr ? show(addr) : "accept", `${error}`),
   }));
 }

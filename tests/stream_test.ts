@@ -18,6 +18,8 @@ import {
   listen,
   Loop,
   moveOnAfter,
+  serve,
+  type ServeListener,
   sleep,
   Stream,
   type StreamOptions,
@@ -414,6 +416,25 @@ Deno.test("N4 close while a read is on its way is ClosedError for it", async () 
     yield* checkpoint();
     stream.close();
     yield* thrown(ClosedError, task.join());
+  });
+});
+
+Deno.test("a stream knows what kind of socket it is over, and serve what kind of address it listens at", async () => {
+  await run(function* () {
+    const stream = new Stream(new PieceSocket("in"));
+    assertEquals(stream.sock.output, "");
+    const listener = {
+      id: 1,
+      addr: { transport: "tcp", hostname: "::1", port: 7 } as const,
+      accept: () => [],
+      close() {},
+    };
+    let port = 0;
+    yield* serve(listener as unknown as ServeListener<PieceSocket, typeof listener.addr>, () => checkpoint(), {
+      signal: AbortSignal.abort(),
+      onListen: (addr) => port = addr.port,
+    });
+    assertEquals(port, 7);
   });
 });
 
