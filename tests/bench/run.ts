@@ -1,6 +1,6 @@
 /**
- * tests/bench/run.ts: all benchmarks, one after the other. Writes `tests/bench/RESULTS.md`; with `--quick`, or when only a
- * part is asked for, it prints the report instead.
+ * tests/bench/run.ts: all benchmarks, one after the other. Writes `tests/bench/RESULTS.md`; when only a part is asked for,
+ * that part of it. With `--quick` it prints the report instead.
  *
  * `deno task bench [--quick] [--rounds=N] [--only=echo|idle|kernel|start]`
  */
@@ -9,7 +9,7 @@ import { benchIdle } from "./idle.ts";
 import { benchKernel } from "./kernel.ts";
 import { type Options, parseOptions, pick } from "./options.ts";
 import { benchStart } from "./start.ts";
-import { type Section, targetTable } from "./table.ts";
+import { type Section, table, TARGET_HEAD, targetTable } from "./table.ts";
 import { versions } from "./variants.ts";
 
 const BENCHMARKS = { kernel: benchKernel, start: benchStart, idle: benchIdle, echo: benchEcho };
@@ -24,9 +24,31 @@ async function report(sections: Section[], minutes: number, options: Options): P
       .map((line) => line.replace(/^(?!- )/, "- ")).join("\n"),
     "## Targets",
     targetTable(sections.flatMap((section) => section.targets)),
-    ...sections.flatMap(({ title, body }) => [`## ${title}`, ...body]),
+    ...sections.map(inWords),
   ];
   return `${parts.join("\n\n")}\n`;
+}
+
+function inWords({ title, body }: Section): string {
+  return [`## ${title}`, ...body].join("\n\n");
+}
+
+/** `report` with this section, and the rows of its targets, in the place of those it had. */
+function withSection(report: string, section: Section, date: string): string {
+  const parts = report.trimEnd().split(/\n+(?=## )/);
+  const fresh = inWords({ ...section, body: [`- measured again on ${date}`, ...section.body] });
+  const index = parts.findIndex((part) => part.startsWith(`## ${section.title}\n`));
+  parts.splice(index < 0 ? parts.length : index, 1, fresh);
+  const targets = parts.findIndex((part) => part.startsWith("## Targets\n"));
+  const rows = new Map(tableRows(parts[targets]).map((row) => [row[0], row]));
+  for (const row of tableRows(targetTable(section.targets))) rows.set(row[0], row);
+  parts[targets] = `## Targets\n\n${table(TARGET_HEAD, [...rows.values()])}`;
+  return `${parts.join("\n\n")}\n`;
+}
+
+function tableRows(text: string): string[][] {
+  const lines = text.split("\n").filter((line) => line.startsWith("|"));
+  return lines.slice(2).map((line) => line.split("|").slice(1, -1).map((cell) => cell.trim()));
 }
 
 /** What it was measured on. */
@@ -46,9 +68,13 @@ if (import.meta.main) {
   for (const [_, bench] of pick(Object.entries(BENCHMARKS), options.only, ([name]) => name)) {
     sections.push(await bench({ ...options, only: "" }));
   }
-  const text = await report(sections, (performance.now() - began) / 60_000, options);
-  if (options.quick || options.only) {
-    console.log(`\n${text}`);
+  const full = await report(sections, (performance.now() - began) / 60_000, options);
+  const date = `${new Date().toISOString().slice(0, 10)}, ${options.rounds} rounds`;
+  const text = options.only
+    ? sections.reduce((text, section) => withSection(text, section, date), await Deno.readTextFile(RESULTS))
+    : full;
+  if (options.quick) {
+    console.log(`\n${full}`);
   } else {
     await Deno.writeTextFile(RESULTS, text);
     await new Deno.Command(Deno.execPath(), { args: ["fmt", "-q", RESULTS.pathname] }).output();

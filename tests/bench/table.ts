@@ -72,6 +72,9 @@ export function figure(value: number): string {
   return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
 }
 
+/** What the columns of the table of targets say. */
+export const TARGET_HEAD = ["what", "target", "measured", "floor", "reached"];
+
 /** The table of targets. */
 export function targetTable(targets: readonly Target[]): string {
   const rows = targets.map((target) => {
@@ -85,7 +88,7 @@ export function targetTable(targets: readonly Target[]): string {
       measured ? verdict(target, got) : "",
     ];
   });
-  return table(["what", "target", "measured", "floor", "reached"], rows);
+  return table(TARGET_HEAD, rows);
 }
 
 function verdict({ floor, reaches }: Target, got: number): string {
