@@ -85,7 +85,7 @@ function title({ name, n }: Row): string {
 async function measure(runtime: Runtime, { name, n }: Row, skipped: string[]): Promise<number | null> {
   const script = new URL("kernel/measure.ts", import.meta.url).pathname;
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--v8-flags=--expose-gc", script, runtime, name, String(n)],
+    args: ["run", "-A", script, runtime, name, String(n)],
     stdin: "null",
     stdout: "piped",
     stderr: "piped",

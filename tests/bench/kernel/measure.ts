@@ -2,7 +2,7 @@
  * tests/bench/kernel/measure.ts: measures one case of one runtime in a process of its own, so that nothing another case
  * did to the compiler or the heap shows. Prints nanoseconds per operation, `none` if the runtime has no such case.
  *
- * `deno run -A --v8-flags=--expose-gc tests/bench/kernel/measure.ts RUNTIME CASE N`
+ * `deno run -A tests/bench/kernel/measure.ts RUNTIME CASE N`
  */
 import type { CaseName, Cases } from "./cases.ts";
 
@@ -14,8 +14,6 @@ const MEASURE = 250;
 const SAMPLES = 3;
 const LONG = 1000;
 
-const { gc: collect } = globalThis as unknown as { gc: () => void };
-
 const [runtime, name, n] = Deno.args;
 const { cases }: { cases: Cases } = await import(`./${runtime}.ts`);
 const one = cases[name as CaseName];
@@ -24,10 +22,7 @@ if (one) {
   const samples: number[] = [];
   const began = performance.now();
   const enough = (ms: number) => ms >= LONG || (ms >= MEASURE && samples.length >= SAMPLES);
-  while (samples.length === 0 || !enough(performance.now() - began)) {
-    collect(); // What the sample before has left behind is none of this one's cost.
-    samples.push(await one(Number(n)));
-  }
+  while (samples.length === 0 || !enough(performance.now() - began)) samples.push(await one(Number(n)));
   console.log(samples.sort((a, b) => a - b)[samples.length >> 1]);
 } else {
   console.log("none");
