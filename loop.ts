@@ -608,7 +608,7 @@ export class Loop {
       running = this;
       try {
         this.#turn(events);
-        this.#current = null;
+        this.#current = null; // What `onError` does is no task's doing.
         if (this.#failed.length > 0) this.#reportFailed();
       } finally {
         running = outer;

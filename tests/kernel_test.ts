@@ -1051,7 +1051,7 @@ Deno.test("K10 K13 a block whose deadline cannot be set leaves no scope behind",
   await loop.run((function* () {
     const { now } = world;
     let before = 0;
-    const outer = yield* cancelScope(function* (scope) {
+    const added = yield* cancelScope(function* (scope) {
       before = [...scope._walk()].length;
       for (let i = 0; i < 3; i++) {
         world.now = () => {
@@ -1063,7 +1063,7 @@ Deno.test("K10 K13 a block whose deadline cannot be set leaves no scope behind",
       yield* checkpoint();
       return [...scope._walk()].length - before;
     });
-    assertEquals(outer, 0);
+    assertEquals(added, 0);
   })());
 });
 
