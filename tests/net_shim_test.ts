@@ -848,6 +848,23 @@ Deno.test("what was transferred with a received array is missed once, and the so
   selector.close();
 });
 
+Deno.test("a write buffer that is free serves the next write, also beyond those that are kept for good", async () => {
+  const sockets = Array.from({ length: 40 }, fake);
+  const message = new Uint8Array(65536);
+  const send = () => sockets.map(({ conn, sock }) => (sock.send(message), conn.writes.pop()!));
+  const first = send();
+  for (const { resolve } of first) resolve(message.length);
+  await Promise.resolve(); // Microtasks only: the garbage collector takes nothing that was given back meanwhile.
+  const second = send();
+  const known = new Set(first.map(({ buffer }) => buffer.buffer));
+  assertEquals(known.size, 40);
+  assertEquals(second.filter(({ buffer }) => !known.has(buffer.buffer)).length, 0);
+  for (const { sock, selector } of sockets) {
+    sock.abort();
+    selector.close();
+  }
+});
+
 Deno.test("a pair whose reader has transferred the buffer of its read says so", async () => {
   const [left, right] = socketPair();
   const loop = new Loop();

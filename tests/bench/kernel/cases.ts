@@ -30,7 +30,7 @@ export const OPS = 100_000;
 /** How many timers are set and fire again and again, besides those that are pending, and how often each does. */
 export const TIMERS = 5000;
 export const FIRINGS = 4;
-/** Longer than any sample takes, in milliseconds. */
+/** Longer than all samples of a case take, in milliseconds. */
 export const LONG = 600_000;
 
 /** How often one of `n` tasks switches: so often that its birth and its end do not show. */

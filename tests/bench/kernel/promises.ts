@@ -32,9 +32,9 @@ async function together(n: number, body: (i: number) => Promise<void>): Promise<
 let crowd: ReturnType<typeof setTimeout>[] | undefined;
 
 /** Runs `body` while `n` timers are pending. */
-async function besides(n: number, body: () => Promise<number>): Promise<number> {
+function besides(n: number, body: () => Promise<number>): Promise<number> {
   crowd ??= Array.from({ length: n }, (_, i) => setTimeout(() => {}, LONG + i * 7919 % n));
-  return await body();
+  return body();
 }
 
 /** Bare callbacks: the least one can do with a timer. */
