@@ -6,7 +6,7 @@
 import { type Options, parseOptions, pick } from "./options.ts";
 import { Server } from "./server.ts";
 import { atMost, median, type Section, skipList, table, targetTable } from "./table.ts";
-import { allVariants, BASE, fewVariants, onDeno, OURS, type Variant } from "./variants.ts";
+import { allVariants, BASE, fewVariants, inSmallNewSpace, onDeno, OURS, type Variant } from "./variants.ts";
 
 /** How many connections. */
 const CONNECTIONS = 5000;
@@ -26,6 +26,8 @@ const LIMIT = 9;
 const SMALL: Variant = onDeno("Deno async/await, 512 B", "deno_async.ts", "512");
 /** And the floor for whatever has our API. */
 const LEAST_SMALL: Variant = onDeno("least loop, 512 B", "least_loop.ts", "512");
+/** What is left of the difference when V8's new space cannot grow with what survives. */
+const SMALL_SPACES: Variant[] = [onDeno(OURS, "yieldloop.ts"), SMALL, LEAST_SMALL].map(inSmallNewSpace);
 
 const message = new Uint8Array(64).fill(65);
 
@@ -84,7 +86,12 @@ export async function benchIdle(options: Options): Promise<Section> {
   const scratch = await Deno.makeTempDir();
   try {
     const skipped: string[] = [];
-    const all = [...options.quick ? fewVariants() : await allVariants(scratch, skipped), SMALL, LEAST_SMALL];
+    const all = [
+      ...options.quick ? fewVariants() : await allVariants(scratch, skipped),
+      SMALL,
+      LEAST_SMALL,
+      ...SMALL_SPACES,
+    ];
     const variants = pick(all, options.only, ({ name }) => name);
     const connections = options.quick ? CONNECTIONS / 5 : CONNECTIONS;
     const sizes = new Map<string, Sizes>(variants.map(({ name }) => [name, { started: [], warm: [] }]));

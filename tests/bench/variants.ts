@@ -29,6 +29,11 @@ export function onDeno(name: string, script: string, ...args: string[]): Variant
   return { name, command: [DENO, "run", "--allow-net", SERVERS + script, ...args] };
 }
 
+/** The same server, in a V8 that never makes its new space larger than a megabyte, twice. */
+export function inSmallNewSpace({ name, command: [deno, run, ...rest] }: Variant): Variant {
+  return { name: `${name}, small new space`, command: [deno, run, "--v8-flags=--max-semi-space-size=1", ...rest] };
+}
+
 /** Our server, both ways to read; the one in idiomatic Deno; and the floors. */
 export function fewVariants(): Variant[] {
   return [
