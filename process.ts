@@ -23,7 +23,7 @@
  */
 
 import type { Worker } from "node:worker_threads";
-import { ClosedError, type Coroutine, Deque, until } from "./loop.ts";
+import { ClosedError, type Coroutine, Deque, kind, until } from "./loop.ts";
 import { shield } from "./scope.ts";
 import { Lock, Semaphore } from "./sync.ts";
 
@@ -123,7 +123,8 @@ export class SignalQueue {
     // Deno does not count a listener among what keeps a program going; a task that waits for it has to.
     const hold = setInterval(() => {}, 2 ** 31 - 1);
     try {
-      yield* until(() => (this.#arrival ??= Promise.withResolvers()).promise);
+      // One of its own for each wait, of which there is one at a time: what is cancelled leaves nothing with the next.
+      yield* until(() => (this.#arrival = Promise.withResolvers()).promise);
     } finally {
       clearInterval(hold);
     }
@@ -159,8 +160,8 @@ export class SignalQueue {
 
 function checkSignals(names: string[]): void {
   if (names.length === 0) throw new TypeError('Cannot wait for no signal: name one, as in signal("SIGINT")');
-  const wrong = names.find((name) => typeof name !== "string");
-  if (wrong !== undefined) throw new TypeError(`Cannot wait for signal ${wrong}: a name such as "SIGINT" is due`);
+  const wrong = names.findIndex((name) => typeof name !== "string");
+  if (wrong >= 0) throw new TypeError(`Cannot wait for signal ${kind(names[wrong])}: a name such as "SIGINT" is due`);
   if (typeof globalThis.Deno?.addSignalListener !== "function") {
     throw new Error(`Cannot wait for ${names.join(", ")}: this platform is not Deno, whose signals these are`);
   }
@@ -198,7 +199,7 @@ export interface WorkerPoolOptions {
  * called; that needs the permission to read it.
  *
  * An error thrown in there is thrown here, with its name, message, stack and cause, as one of the built-in classes or a
- * plain `Error`; so is one that nobody caught in there.
+ * plain `Error`; so is one that nobody caught in there. What it posts by `postMessage` goes nowhere.
  *
  * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
  * @throws {Error} If the worker ends without a result.
@@ -270,14 +271,19 @@ export class WorkerPool {
    * Makes a pool of at most `size` threads, by default as many as the machine runs at once.
    *
    * @throws {RangeError} If `size` is not a whole number from 1 up.
+   * @throws {TypeError} If `onError` is no function.
    */
   constructor(size: number = navigator.hardwareConcurrency, options: WorkerPoolOptions = {}) {
     if (!Number.isInteger(size) || size < 1) {
       throw new RangeError(`Cannot make a pool of ${size} workers: the number must be a whole one from 1 up`);
     }
+    const { onError = (error) => console.error("Error in a worker after its run:", error) } = options;
+    if (typeof onError !== "function") {
+      throw new TypeError(`Cannot make a pool of workers with the onError ${kind(onError)}: it must be a function`);
+    }
     this.size = size;
     this.#slots = new Semaphore(size);
-    this.#onError = options.onError ?? ((error) => console.error("Error in a worker after its run:", error));
+    this.#onError = onError;
   }
 
   /** How many threads run something. */
@@ -339,7 +345,7 @@ export class WorkerPool {
   *#start(): Coroutine<Thread> {
     const { Worker } = yield* until(() => import("node:worker_threads"));
     this.#checkOpen();
-    const thread: Thread = new Thread(new Worker(`(${serveJobs})(require)`, { eval: true }), (error) => {
+    const thread: Thread = new Thread(Worker, (error) => {
       const place = this.#idle.indexOf(thread);
       if (place >= 0) this.#idle.splice(place, 1);
       this.#report(error);
@@ -382,19 +388,22 @@ interface Job {
   transfer: Transferable[];
 }
 
-/** What a thread answers. `stray` marks what nobody in there caught. */
+/** What a thread answers. `stray` marks what nobody in there caught; the key, that it is no message of the function's. */
 interface Answer {
+  key: string;
   value?: unknown;
-  thrown?: { error: ErrorParts } | { other: unknown };
+  thrown?: Thrown;
   stray?: boolean;
 }
 
-/** An error in parts that can be copied: of an error itself, the copy would lose its name. */
+/** What was thrown: an error in parts that can be copied, as a copy of the error itself would lose its name. */
+type Thrown = { error: ErrorParts } | { other: unknown };
+
 interface ErrorParts {
   name: string;
   message: string;
   stack: string | undefined;
-  cause?: ErrorParts;
+  cause: Thrown | undefined;
 }
 
 function makeJob(work: unknown, args: readonly unknown[], options: WorkerRunOptions): Job {
@@ -402,7 +411,7 @@ function makeJob(work: unknown, args: readonly unknown[], options: WorkerRunOpti
   const { transfer = [], exportName = "default" } = options;
   if (typeof work === "function") return { request: { source: textOf(work), exportName, args }, transfer };
   if (!(work instanceof URL) && typeof work !== "string") {
-    throw new TypeError(`Cannot run ${String(work)} in a worker: a function or the URL of a module is due`);
+    throw new TypeError(`Cannot run ${kind(work)} in a worker: a function or the URL of a module is due`);
   }
   if (!URL.canParse(String(work))) {
     throw new TypeError(
@@ -423,16 +432,20 @@ function textOf(work: { name: string; constructor: { name: string } }): string {
 
 /** A worker that performs one job at a time. */
 class Thread {
+  readonly #key: string = crypto.randomUUID();
   readonly #worker: Worker;
   readonly #onStray: (error: unknown) => void;
   #job: PromiseWithResolvers<unknown> | null = null;
   #ended = false;
 
-  constructor(worker: Worker, onStray: (error: unknown) => void) {
+  constructor(Class: typeof Worker, onStray: (error: unknown) => void) {
+    const worker = new Class(`(${serveJobs})(require, "${this.#key}")`, { eval: true });
     this.#worker = worker;
     this.#onStray = onStray;
     worker.unref(); // Only a job keeps the program from ending.
-    worker.on("message", (answer: Answer) => this.#hear(answer));
+    worker.on("message", (message: any) => {
+      if (message?.key === this.#key) this.#hear(message); // What else comes, the function has posted itself.
+    });
     worker.on("messageerror", (error: unknown) => this.#fail(error));
     worker.on("error", (error: unknown) => this.#fail(error));
     worker.on("exit", (code: number) => {
@@ -488,13 +501,13 @@ const BUILTIN: Record<string, ErrorConstructor> = {
   URIError,
 };
 
-function revive(thrown: NonNullable<Answer["thrown"]>): unknown {
+function revive(thrown: Thrown): unknown {
   return "error" in thrown ? reviveError(thrown.error) : thrown.other;
 }
 
 function reviveError({ name, message, stack, cause }: ErrorParts): Error {
   const Class = Object.hasOwn(BUILTIN, name) ? BUILTIN[name] : Error;
-  const error = new Class(message, cause && { cause: reviveError(cause) });
+  const error = new Class(message, cause && { cause: revive(cause) });
   const set = (key: string, value: unknown) =>
     Object.defineProperty(error, key, { value, configurable: true, writable: true });
   if (error.name !== name) set("name", name);
@@ -503,7 +516,7 @@ function reviveError({ name, message, stack, cause }: ErrorParts): Error {
 }
 
 /** What runs in the thread. It gets there as text, which needs no permission, and so can use nothing else of this file. */
-function serveJobs(require: any): void {
+function serveJobs(require: any, key: string): void {
   const port = require("node:worker_threads").parentPort;
   const process = require("node:process");
   const known = new Map<string, (...args: any[]) => unknown>();
@@ -528,17 +541,34 @@ function serveJobs(require: any): void {
     }
   }
 
-  function parts(error: any, depth = 0): any {
-    const cause = error.cause instanceof Error && depth < 8 ? parts(error.cause, depth + 1) : undefined;
-    return { name: String(error.name), message: String(error.message), stack: error.stack, cause };
+  function inParts(thrown: any, depth = 0): Thrown {
+    if (!(thrown instanceof Error)) return { other: thrown };
+    const { name, message, stack, cause } = thrown;
+    const hasCause = cause !== undefined && depth < 8 && (cause instanceof Error || isCopyable(cause));
+    return {
+      error: {
+        name: String(name),
+        message: String(message),
+        stack,
+        cause: hasCause ? inParts(cause, depth + 1) : undefined,
+      },
+    };
+  }
+
+  function isCopyable(value: unknown): boolean {
+    try {
+      structuredClone(value);
+      return true;
+    } catch {
+      return false;
+    }
   }
 
   function tell(thrown: unknown, stray: boolean): void {
-    if (thrown instanceof Error) return port.postMessage({ thrown: { error: parts(thrown) }, stray });
     try {
-      port.postMessage({ thrown: { other: thrown }, stray });
+      port.postMessage({ key, thrown: inParts(thrown), stray });
     } catch (error) {
-      port.postMessage({ thrown: { error: parts(error) }, stray }); // It threw something that cannot be copied.
+      port.postMessage({ key, thrown: inParts(error), stray }); // It threw something that cannot be copied.
     }
   }
 
@@ -547,7 +577,7 @@ function serveJobs(require: any): void {
   port.on("message", async (request: Request) => {
     try {
       const work = await find(request);
-      port.postMessage({ value: await work(...request.args) });
+      port.postMessage({ key, value: await work(...request.args) });
     } catch (error) {
       tell(error, false);
     }

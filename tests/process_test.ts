@@ -181,6 +181,30 @@ test("P2 closing a SignalQueue ends the waits; what has come can still be taken"
   });
 });
 
+test("P2 waits for a signal that are cancelled leave nothing behind", needs({ run: true }), async () => {
+  const program = `
+    import { checkpoint, Loop, SignalQueue } from "${new URL("../mod.ts", import.meta.url)}";
+    const loop = new Loop();
+    await loop.run(function* () {
+      using signals = new SignalQueue("SIGUSR1");
+      const heap = [];
+      for (let i = 0; i <= 5000; i++) {
+        if (i % 2500 === 0) heap.push((gc(), Deno.memoryUsage().heapUsed));
+        const task = loop.createTask(signals.get());
+        task.cancel();
+        yield* task.wait();
+        const later = loop.createTask(signals.get());
+        for (let n = 0; n < 4; n++) yield* checkpoint();
+        later.cancel();
+        yield* later.wait();
+      }
+      console.log(heap[2] - heap[1] < 1e6 ? "flat" : heap);
+    }());`;
+  const args = ["eval", "--v8-flags=--expose-gc", program];
+  const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(20_000) });
+  assertEquals(new TextDecoder().decode((await command.output()).stdout), "flat\n");
+});
+
 // ---- Workers -------------------------------------------------------------------------------------------------------
 
 test("P3 runInWorker returns what the function returns, or what its promise resolves to", {}, async () => {
@@ -238,7 +262,32 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
     assert(own instanceof Error);
     assertEquals([own.name, own.message], ["TaxError", "too high"]);
     assertEquals(yield* failed(pool.run(() => Promise.reject("a string"))), "a string");
+    for (const cause of ["why", { code: 5 }, null]) {
+      const because = yield* failed(pool.run((cause) => Promise.reject(new Error("for a reason", { cause })), [cause]));
+      assertEquals((because as Error).cause, cause);
+    }
+    const unspeakable = yield* failed(pool.run(() => Promise.reject(new Error("no reason", { cause: () => {} }))));
+    assertEquals([(unspeakable as Error).message, (unspeakable as Error).cause], ["no reason", undefined]);
     assertEquals([pool.idle, pool.busy], [1, 0]);
+  });
+});
+
+test("P3 what a function posts by itself is not taken for a result, in its run or in the next", {}, async () => {
+  await run(function* () {
+    using pool = new WorkerPool(1);
+    const first = yield* pool.run(async (n) => {
+      for (const message of [null, "text", { value: 99 }, { thrown: { other: 99 } }]) {
+        (globalThis as any).postMessage(message);
+      }
+      setTimeout(() => (globalThis as any).postMessage({ value: 98 }));
+      await new Promise((resolve) => setTimeout(resolve));
+      return n;
+    }, [1]);
+    const second = yield* pool.run(async (n) => {
+      await new Promise((resolve) => setTimeout(resolve));
+      return n;
+    }, [2]);
+    assertEquals([first, second, pool.idle], [1, 2, 1]);
   });
 });
 
@@ -460,6 +509,8 @@ test("P6 closing a pool ends what runs and what waits, with ClosedError", {}, as
 
 Deno.test("P6 a pool of no size, and work that cannot travel, are refused where they are written", () => {
   for (const size of [0, -1, 1.5, NaN]) assertThrows(() => new WorkerPool(size), RangeError);
+  assertThrows(() => new WorkerPool(1, { onError: 5 as any }), TypeError, "onError 5: it must be a function");
+  assertThrows(() => runInWorker(Object.create(null)), TypeError, "a function or the URL of a module is due");
   assertThrows(() => runInWorker("./job.ts"), TypeError, 'new URL("./job.ts", import.meta.url)');
   assertThrows(() => runInWorker(5 as any), TypeError, "a function or the URL of a module is due");
   assertThrows(() => runInWorker(function* () {}), TypeError, "it is a generator");
