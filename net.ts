@@ -393,7 +393,7 @@ class BufferPool {
 
 const pool = new BufferPool();
 
-/** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. */
+/** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What goes wrong rejects, it never throws. */
 export interface Connection {
   /** Our address. */
   readonly localAddr: Addr;
@@ -1146,7 +1146,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   sendto(data: Uint8Array, addr: Addr): number {
     if (this.#isClosed) throw new ClosedError(`Cannot send on ${this}: it is closed`);
     checkBytes("send", data);
-    checkReceiver(addr);
+    checkReceiver(addr, this.addr);
     if (data.length > DATAGRAM_MAX) {
       throw new RangeError(`Cannot send ${data.length} bytes on ${this}: a datagram has ${DATAGRAM_MAX} at most`);
     }
@@ -1417,7 +1417,8 @@ const denoNetwork: Network = {
   *connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
     checkOptions("connect to", options);
     checkPort("connect to", options.port, 1);
-    const conn = yield* until((signal) => shakeHands(Deno.connectTls(options), signal));
+    checkTlsOptions(options);
+    const conn = yield* until((signal) => shakeHands(dialTls(options, signal), signal));
     return new Socket(conn as Connection);
   },
 
@@ -1461,13 +1462,16 @@ function checkTransport(what: string, { transport, path }: { transport?: unknown
 }
 
 /** An address to send a datagram to. Of some that are none Deno would make others. */
-function checkReceiver(addr: Addr): void {
+function checkReceiver(addr: Addr, from: Addr): void {
   if (typeof addr !== "object" || addr === null) {
     throw new TypeError(
       `Cannot send to ${kind(addr)}: it takes an address, as { transport: "udp", hostname: "127.0.0.1", port: 25000 }`,
     );
   }
-  if ("path" in addr) return;
+  if ("path" in addr) {
+    if ("path" in from) return;
+    throw new TypeError(`Cannot send to path ${kind(addr.path)}: the socket sends over UDP, to a host and port`);
+  }
   const { hostname, port } = addr;
   if (typeof hostname !== "string") throw new TypeError(`Cannot send to host ${kind(hostname)}: it must be a string`);
   checkPort("send to", port, 1);
@@ -1500,6 +1504,19 @@ function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal)
   if (signal.aborted) closeQuietly(conn);
   else signal.addEventListener("abort", () => closeQuietly(conn));
   return conn;
+}
+
+/** By hand, as `Deno.connectTls` itself would go on with an attempt that nobody wants any more, for minutes perhaps. */
+async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
+  const { hostname, port, cert, key } = options as Deno.ConnectTlsOptions & Partial<Deno.TlsCertifiedKeyPem>;
+  if (cert ?? key) return Deno.connectTls(options); // The other way has no place for them.
+  const conn = closeOnAbort(await Deno.connect({ hostname, port, signal }), signal);
+  try {
+    return await Deno.startTls(conn, options);
+  } catch (error) {
+    closeQuietly(conn);
+    throw error;
+  }
 }
 
 /** Errors of the handshake are those of the connecting, not of the first read. */
@@ -1584,10 +1601,12 @@ export function* connect(options: ConnectOptions): Coroutine<Socket> {
 
 /**
  * Connects with TLS: the socket is there when both sides have agreed. Options are `Deno.connectTls`'s. Cancelled, it
- * leaves no connection behind, but for one case: cancelled in the middle of the handshake, or timed out there, it closes
- * the connection, and Deno keeps it open below until the peer goes on with the handshake or goes away.
+ * leaves no connection behind, but for two cases: cancelled in the middle of the handshake, or timed out there, it closes
+ * the connection, and Deno keeps it open below until the peer goes on with the handshake or goes away; and with a
+ * certificate of ours (`cert`), Deno goes on with an attempt to connect until the system gives up.
  *
  * @throws {RangeError} If the port is none.
+ * @throws {TypeError} If an option is none that Deno takes.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  * @throws {Deno.errors.InvalidData} If the peer's certificate is not to be trusted.
  */

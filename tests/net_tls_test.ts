@@ -12,6 +12,7 @@ import {
   type Listener,
   listenTls,
   type Loop,
+  readWait,
   sleep,
   type Socket,
   socketPair,
@@ -210,6 +211,40 @@ Deno.test(
     }),
 );
 
+Deno.test(
+  "N9 a connectTls cancelled before anybody has accepted it leaves no attempt to connect",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listen({ ...LOCAL, tcpBacklog: 1 });
+      const waiting = [yield* connect(to(listener)), yield* connect(to(listener))]; // There is room for no more.
+      const dialling = loop.createTask(connectTls(to(listener)));
+      yield* sleep(2);
+      dialling.cancel();
+      yield* dialling.wait();
+      assert(dialling.cancelled);
+      for (const sock of waiting) sock.abort();
+    }),
+);
+
+Deno.test("N11 a client may bring a certificate of its own", granted, () =>
+  run(function* (loop) {
+    using listener = listenTls({ ...LOCAL, ...tls.server });
+    loop.createTask(shout(loop, listener));
+    const client = yield* connectTls({ ...to(listener), ...tls.server, caCerts: [tls.ca] });
+    assertEquals(yield* ask(loop, client, "hello"), "HELLO");
+    client.abort();
+  }));
+
+Deno.test("N11 options that are none are refused before anything is connected", granted, () =>
+  run(function* () {
+    for (const options of [{ caCerts: "x" }, { caCerts: null }, { alpnProtocols: 5 }, { hostname: 5 }]) {
+      const error = yield* thrownBy(connectTls({ port: 9, ...options } as any));
+      assertInstanceOf(error, TypeError);
+      assertStringIncludes(error.message, "Cannot start TLS with");
+    }
+  }));
+
 // ---- startTls ----------------------------------------------------------------------------------------------------
 
 /** A plain connection to a server that speaks TLS: the client has to start it. */
@@ -252,7 +287,7 @@ Deno.test(
       yield* reader.wait();
       assertStringIncludes(String(yield* thrownBy(startTls(client, TRUST()))), "a read is under way");
       yield* loop.sockSendall(server, bytes("plain"));
-      yield* sleep(1);
+      yield* readWait(client);
       assertStringIncludes(String(yield* thrownBy(startTls(client, TRUST()))), "5 bytes have arrived");
       assertEquals(text(yield* readExactly(loop, client, 5)), "plain");
       yield* loop.sockSendall(client, bytes("also"));
