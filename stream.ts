@@ -198,7 +198,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     if (typeof sock?.recv !== "function") {
       throw new TypeError(`Cannot make a stream over ${kind(sock)}: it is no socket`);
     }
-    if (!(limit >= 1)) throw new RangeError(`Cannot limit a stream to ${limit} bytes: it must be a number from 1 up`);
+    if (typeof limit !== "number" || !(limit >= 1)) {
+      throw new RangeError(`Cannot limit a stream to ${kind(limit)} bytes: it must be a number from 1 up`);
+    }
     this.sock = sock;
     this.limit = limit;
     this.#limitOfAll = options.limit ?? Infinity;
@@ -459,18 +461,22 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     const pull = (controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>) => {
       task = loop.createTask(this.#readTo(controller, isWanted), { name: `readable of ${this}` });
       return task.then(() => {}, (error) => {
-        this.#readable = null; // It is of no use any more; who asks anew may have better luck.
+        forget(); // It is of no use any more; who asks anew may have better luck.
         throw error;
       });
     };
     const cancel = async (reason: unknown) => {
       cancelled = true;
-      this.#readable = null;
+      forget();
       task?.cancel(reason);
       await task?.then(() => {}, () => {}); // After that others can read.
     };
     // With a high-water mark of 0 nothing is read ahead, so that no bytes are in there that nobody asked for.
-    return this.#readable = new ReadableStream({ pull, cancel }, { highWaterMark: 0 });
+    const readable = new ReadableStream({ pull, cancel }, { highWaterMark: 0 });
+    const forget = () => {
+      if (this.#readable === readable) this.#readable = null; // By now another may be there.
+    };
+    return this.#readable = readable;
   }
 
   /** Bytes leave the buffer in the same step in which they are handed over: a cancellation comes before or after it. */

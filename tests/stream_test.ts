@@ -460,7 +460,7 @@ Deno.test("N6 an error of the socket passes through, and what had come before it
 });
 
 Deno.test("bad arguments are refused where they are written", async () => {
-  for (const limit of [0, -1, NaN]) {
+  for (const limit of [0, -1, NaN, "10" as never]) {
     assertThrows(() => new Stream(new PieceSocket(), { limit }), RangeError, `${limit}`);
   }
   for (const wrong of [undefined, null, {}, 8080] as never[]) {
@@ -716,6 +716,19 @@ battery("C7 readable after a readable that was cancelled goes on where that one 
   server.close();
   yield* until(stream.readable.pipeTo(sink()));
   assertEquals(parts.join(""), "one, two");
+});
+
+battery("C7 a readable asked for while the one before is being cancelled stays the one there is", function* (scene) {
+  const stream = new Stream(scene.client);
+  const reader = stream.readable.getReader();
+  const waiting = reader.read();
+  yield* sleep(1);
+  const cancelling = reader.cancel();
+  const second = stream.readable;
+  yield* until(cancelling);
+  yield* until(waiting);
+  yield* until(platformTurn());
+  assert(stream.readable === second);
 });
 
 battery("N7 a web stream aborted in the middle of a write to who does not read ends at once", function* ({ client }) {
