@@ -377,12 +377,13 @@ export class Loop {
   // ---- The article's socket operations -------------------------------------------------------------------------
 
   /**
-   * Waits for a connection on `listener` and takes it, with the address of its client.
+   * Waits for a connection on `listener` and takes it, with the address of its client. What the platform makes of one that
+   * fails is thrown as it is: too many open files, say. A server that is to outlive that uses `serve`.
    *
    * @throws {BusyError} If another task already waits to accept from `listener`.
    * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
    */
-  *sockAccept<S extends SocketLike>(listener: ListenerLike<S>): Coroutine<[S, Addr]> {
+  *sockAccept<S extends SocketLike, A extends Addr>(listener: ListenerLike<S, A>): Coroutine<[S, A]> {
     if (typeof listener?.accept !== "function") {
       throw new TypeError(`Cannot accept from ${kind(listener)}: it is no listener`);
     }
@@ -398,7 +399,7 @@ export class Loop {
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
-  *sockRecv(sock: SocketLike, maxBytes: number): Coroutine<Uint8Array> {
+  *sockRecv<B extends Uint8Array>(sock: SocketLike<B>, maxBytes: number): Coroutine<B> {
     if (typeof sock?.recv !== "function") throw noSocket(sock);
     checkMaxBytes(maxBytes);
     yield ["read_wait", sock];
@@ -547,7 +548,7 @@ export class Loop {
 
   /**
    * Makes `runForever` return after the step under way, and `run` reject, as its `main` has not ended. Tasks stay as they
-   * are; a later run goes on with them.
+   * are; a later run goes on with them. With no run under way it does nothing.
    */
   stop(): void {
     this.#stopped = true;
@@ -2083,10 +2084,10 @@ export type Addr =
   | { transport: "tcp" | "udp"; hostname: string; port: number }
   | { transport: "unix" | "unixpacket"; path: string };
 
-/** What the loop needs of a connected socket. */
-export interface SocketLike extends Selectable {
+/** What the loop needs of a connected socket; `B` is the kind of array that it hands out. */
+export interface SocketLike<B extends Uint8Array = Uint8Array> extends Selectable {
   /** Takes at most `maxBytes` of what has arrived; empty at end of stream. */
-  recv(maxBytes: number): Uint8Array;
+  recv(maxBytes: number): B;
   /** Moves what has arrived into `buffer` and says how much; 0 at end of stream. */
   recvInto(buffer: Uint8Array): number;
   /** Takes what fits of `data` and says how much. */
@@ -2108,9 +2109,9 @@ export interface DatagramLike extends Selectable {
 }
 
 /** What the loop needs of a listening socket. */
-export interface ListenerLike<S extends SocketLike = SocketLike> extends Selectable {
-  /** Takes the connection that has arrived. */
-  accept(): [S, Addr];
+export interface ListenerLike<S extends SocketLike = SocketLike, A extends Addr = Addr> extends Selectable {
+  /** Takes the connection that has arrived, with the address of its client. */
+  accept(): [S, A];
 }
 
 /** Where `listen()` and `connect()` get their sockets from, in tasks of a loop that was given it. Options are those of the functions in `net.ts`. */

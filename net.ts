@@ -373,7 +373,7 @@ class BufferPool {
   /** A buffer of at least `size` bytes, `SEND_MAX` at most. */
   take(size: number): Uint8Array<ArrayBuffer> {
     let i = 0;
-    while (i < 3 && BufferPool.#SIZES[i] < size) i++;
+    while (BufferPool.#SIZES[i] < size) i++;
     return this.#free[i].pop() ?? this.#dropped[i]?.deref()?.pop() ?? new Uint8Array(BufferPool.#SIZES[i]);
   }
 
@@ -516,7 +516,7 @@ export class Socket extends Pollable implements SocketLike {
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
    * @throws {ClosedError} If the socket is closed.
    */
-  recv(maxBytes: number): Uint8Array {
+  recv(maxBytes: number): Uint8Array<ArrayBuffer> {
     this.#check("recv on");
     checkMaxBytes(maxBytes);
     const from = this.#from;
@@ -547,7 +547,7 @@ export class Socket extends Pollable implements SocketLike {
     return length;
   }
 
-  #nothing(): Uint8Array {
+  #nothing(): Uint8Array<ArrayBuffer> {
     if (this.#readError !== null) throw this.#readError;
     if (this.#eof) return new Uint8Array(0);
     throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
@@ -947,7 +947,7 @@ export interface ConnectionListener<A extends Addr = Addr> {
 }
 
 /** A listening socket, at an address of kind `A`. To wait for a connection, a task uses `loop.sockAccept`. */
-export class Listener<A extends Addr = Addr> extends Pollable implements ListenerLike<Socket> {
+export class Listener<A extends Addr = Addr> extends Pollable implements ListenerLike<Socket, A> {
   readonly #listener: ConnectionListener<A>;
   #accepting = false;
   #accepted: Connection | null = null;
@@ -1007,7 +1007,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
    * @throws {WouldBlock} If none has.
    * @throws {ClosedError} If the listener is closed.
    */
-  accept(): [Socket, Addr] {
+  accept(): [Socket, A] {
     if (this.#isClosed) throw new ClosedError(`Cannot accept from ${this}: it is closed`);
     const error = this.#error;
     this.#error = null;
@@ -1015,7 +1015,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
     const conn = this.#accepted;
     if (!conn) throw new WouldBlock(`Cannot accept from ${this}: no connection has arrived`);
     this.#accepted = null;
-    return [new Socket(conn), conn.remoteAddr];
+    return [new Socket(conn), conn.remoteAddr as A];
   }
 
   /**

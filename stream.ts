@@ -173,7 +173,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   // Bytes from #from to #to of the buffer have arrived and were not read. The buffer is what the socket gave, as it is; or,
   // where pieces had to be put together, one of our own (#extensible), which has room for more behind #to.
-  #buffer: Uint8Array = EMPTY;
+  #buffer: Uint8Array<ArrayBuffer> = EMPTY;
   #from = 0;
   #to = 0;
   #extensible = false;
@@ -220,7 +220,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {BusyError} If another task is reading.
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile. So does every method that reads.
    */
-  *read(max: number = READ_MAX): Coroutine<Uint8Array> {
+  *read(max: number = READ_MAX): Coroutine<Uint8Array<ArrayBuffer>> {
     checkCount(max, 1);
     using _turn = this.#takeTurn();
     yield* this.#begin();
@@ -249,7 +249,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {IncompleteReadError} If the stream ends before; its `partial` is what was left.
    * @throws {RangeError} If `n` is not a whole number from 0 up.
    */
-  *readExactly(n: number): Coroutine<Uint8Array> {
+  *readExactly(n: number): Coroutine<Uint8Array<ArrayBuffer>> {
     checkCount(n, 0);
     using _turn = this.#takeTurn();
     yield* this.#begin();
@@ -268,7 +268,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {IncompleteReadError} If the stream ends before; its `partial` is what was left.
    * @throws {TypeError} If `delimiter` is empty, or neither a string nor a `Uint8Array`.
    */
-  *readUntil(delimiter: string | Uint8Array): Coroutine<Uint8Array> {
+  *readUntil(delimiter: string | Uint8Array): Coroutine<Uint8Array<ArrayBuffer>> {
     const bytes = toBytes("read until", delimiter).slice(); // The caller's may change while this waits.
     if (bytes.length === 0) throw new TypeError("Cannot read until an empty delimiter: it would be found everywhere");
     using _turn = this.#takeTurn();
@@ -285,7 +285,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {LimitError} If there are more than `limit`; what has arrived of them can still be read.
    * @throws {RangeError} If `limit` is not a number from 0 up.
    */
-  *readAll(limit: number = this.#limitOfAll): Coroutine<Uint8Array> {
+  *readAll(limit: number = this.#limitOfAll): Coroutine<Uint8Array<ArrayBuffer>> {
     if (!(limit >= 0)) throw new RangeError(`Cannot read all up to ${limit} bytes: it must be a number from 0 up`);
     using _turn = this.#takeTurn();
     yield* this.#begin();
@@ -358,7 +358,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     return this.#to - this.#from;
   }
 
-  #take(n: number): Uint8Array {
+  #take(n: number): Uint8Array<ArrayBuffer> {
     const bytes = this.#buffer.subarray(this.#from, this.#from + n);
     this.#from += n;
     if (this.#from === this.#to) this.#forget(); // An idle stream holds no memory.
@@ -367,7 +367,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   #append(bytes: Uint8Array): void {
     if (this.#length === 0) {
-      this.#buffer = bytes;
+      this.#buffer = bytes as Uint8Array<ArrayBuffer>; // No socket reads into shared memory.
       this.#to = bytes.length;
       return;
     }
@@ -519,8 +519,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 function toBytes(what: string, data: Uint8Array | string): Uint8Array {
   if (typeof data === "string") return encoder.encode(data);
   if (data instanceof Uint8Array) return data;
-  const given = data === null ? "null" : typeof data;
-  throw new TypeError(`Cannot ${what} a value of type ${given}: it must be a string or a Uint8Array`);
+  throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a string or a Uint8Array`);
 }
 
 function checkCount(n: number, least: number): void {
@@ -563,7 +562,8 @@ const ACCEPT_BACKOFF = 100;
 const DRAIN_TIMEOUT = 1000;
 
 /** What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. */
-export interface ServeListener<S extends StreamSocket = StreamSocket, A extends Addr = Addr> extends ListenerLike<S> {
+export interface ServeListener<S extends StreamSocket = StreamSocket, A extends Addr = Addr>
+  extends ListenerLike<S, A> {
   /** The address it listens on. */
   readonly addr: A;
   /** Whether it has been closed; a listener that cannot tell leaves it out. */
@@ -633,7 +633,7 @@ export interface ServeOptions<A extends Addr = Addr> {
  */
 export function serve<S extends StreamSocket, A extends Addr>(
   listener: ServeListener<S, A>,
-  handler: (sock: S, addr: Addr) => Coroutine<unknown>,
+  handler: (sock: S, addr: A) => Coroutine<unknown>,
   options: ServeOptions<A> = {},
 ): Coroutine<void> {
   const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT, signal, onError, onListen } = options;
@@ -662,14 +662,14 @@ export function serve<S extends StreamSocket, A extends Addr>(
 
 class Server<S extends StreamSocket, A extends Addr> {
   readonly #listener: ServeListener<S, A>;
-  readonly #handler: (sock: S, addr: Addr) => Coroutine<unknown>;
+  readonly #handler: (sock: S, addr: A) => Coroutine<unknown>;
   readonly #options: ServeOptions<A> & { maxConnections: number; drainTimeout: number };
   readonly #connections = new Map<Task, S>();
   readonly #room = new ParkingLot("a connection to end");
 
   constructor(
     listener: ServeListener<S, A>,
-    handler: (sock: S, addr: Addr) => Coroutine<unknown>,
+    handler: (sock: S, addr: A) => Coroutine<unknown>,
     options: ServeOptions<A> & { maxConnections: number; drainTimeout: number },
   ) {
     this.#listener = listener;
@@ -749,7 +749,7 @@ class Server<S extends StreamSocket, A extends Addr> {
     while (this.#connections.size >= this.#options.maxConnections) yield* park(this.#room);
   }
 
-  *#handle(sock: S, addr: Addr): Coroutine<void> {
+  *#handle(sock: S, addr: A): Coroutine<void> {
     try {
       yield* checkRunnable(this.#handler(sock, addr));
     } catch (error) {

@@ -14,10 +14,12 @@ import {
   all,
   Cancelled,
   checkpoint,
+  connect,
   type Coroutine,
   currentTask,
   Event,
   failAfter,
+  listen,
   Loop,
   moveOnAfter,
   type Op,
@@ -26,6 +28,7 @@ import {
   Semaphore,
   shield,
   sleep,
+  Stream,
   type Task,
   TaskError,
   taskGroup,
@@ -33,6 +36,7 @@ import {
   until,
   WouldBlock,
 } from "../mod.ts";
+import { needs } from "./permissions.ts";
 import { platformTurn, simulate, simulation } from "./world.ts";
 
 /** What `coro` throws. */
@@ -529,3 +533,26 @@ Deno.test("K8 Promise.all over a task, written before the run, is there to take 
   await run;
   assertEquals(errors, []);
 });
+
+Deno.test(
+  "what arrives is of the type that the platform's functions take, and an address of its listener's kind",
+  needs({ net: true }),
+  async () => {
+    const loop = new Loop();
+    await loop.run((function* () {
+      using listener = listen({ hostname: "127.0.0.1", port: 0 });
+      const dialling = loop.createTask(connect({ hostname: "127.0.0.1", port: listener.addr.port }));
+      const [server, addr] = yield* loop.sockAccept(listener);
+      using client = yield* dialling.join();
+      assertEquals((client.localAddr as Deno.NetAddr).port, addr.port);
+      using stream = new Stream(server);
+      yield* loop.sockSendall(client, new TextEncoder().encode("hello"));
+      assertEquals(yield* until(new Blob([yield* stream.readExactly(4)]).text()), "hell");
+      assertEquals(yield* until(new Response(yield* stream.read()).text()), "o");
+      yield* loop.sockSendall(server, new Uint8Array(3));
+      let data = new Uint8Array(0);
+      data = yield* loop.sockRecv(client, 10);
+      assertEquals((yield* until(crypto.subtle.digest("SHA-1", data))).byteLength, 20);
+    })());
+  },
+);
