@@ -158,8 +158,9 @@ export class TaskGroup {
    * Starts a task that lives in the group, and in every scope around the group's block.
    *
    * @throws {Error} If the group's block has ended.
+   * @throws {TypeError} If `options` name a scope.
    */
-  createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
+  createTask<T>(coro: Coroutine<T>, options?: Pick<TaskOptions, "name">): Task<T> {
     const task = this.#start(coro, options);
     task.addDoneCallback(this.#onDone);
     return task;
@@ -168,7 +169,8 @@ export class TaskGroup {
   /**
    * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
    * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
-   * goes on; if the wait is cancelled, so is the task. After trio's `nursery.start`.
+   * goes on; if the wait is cancelled, so is the task. Where the type of what it says cannot be told from `body`, name it:
+   * `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`.
    *
    * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it is cancelled by itself.
    * @throws {Error} If it ends without having said so, or the group's block has ended.
@@ -191,7 +193,10 @@ export class TaskGroup {
    * assertEquals(port, 25000);
    * ```
    */
-  *start<V = void>(body: (started: (value: V) => void) => Coroutine<unknown>, options?: TaskOptions): Coroutine<V> {
+  *start<V = void>(
+    body: (started: (value: V) => void) => Coroutine<unknown>,
+    options?: Pick<TaskOptions, "name">,
+  ): Coroutine<V> {
     let said: { value: V } | null = null;
     const lot = new ParkingLot("a task to say that it has started");
     const task = this.#start(
@@ -228,6 +233,9 @@ export class TaskGroup {
 
   #start<T>(coro: Coroutine<T>, options: TaskOptions | undefined): Task<T> {
     if (this.#closed) throw new Error("Cannot create a task in this group: its block has ended");
+    if (options?.scope) {
+      throw new TypeError("Cannot create a task in this group in another scope: it lives in the group's");
+    }
     const task = this.#owner.loop.createTask(coro, { name: options?.name, scope: this.#scope });
     this.#size++;
     return task;
@@ -323,6 +331,7 @@ export type Results<C extends readonly Coroutine<any>[]> = {
  * Runs coroutines side by side and returns their values in the order given. The first error cancels the rest.
  *
  * @throws {TypeError} If `coros` is no array, or one of them is no coroutine.
+ * @throws {TaskError} If one of them was cancelled by itself.
  *
  * @example
  * ```ts
@@ -338,6 +347,7 @@ export type Results<C extends readonly Coroutine<any>[]> = {
  */
 export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>> {
   checkArray("all", coros);
+  if (coros.length === 0) yield* checkpoint(); // Whoever waits for all of nothing, again and again, lets others run.
   const tasks = yield* taskGroup((group) => startEach(group, coros));
   return tasks.map((task) => task.result()) as Results<C>;
 }
@@ -348,6 +358,7 @@ export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Corou
  * decided has ended with it, and it is dropped: do not race for what must not be lost, such as `queue.get()`, bare.
  *
  * @throws {TypeError} If there is nothing to run, or `coros` is no array of coroutines.
+ * @throws {TaskError} If all of them were cancelled by themselves.
  *
  * @example
  * ```ts

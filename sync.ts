@@ -192,9 +192,11 @@ export class Semaphore {
     // One that starts at 0 is a signal: nobody holds a slot of it, so there is nothing to count the releases against.
     const { max = value || Infinity } = options;
     if (!Number.isInteger(value) || value < 0) {
-      throw new RangeError(`Cannot make a semaphore of ${value}: the value must be a whole number from 0 up`);
+      throw new RangeError(`Cannot make a semaphore of ${kind(value)}: the value must be a whole number from 0 up`);
     }
-    if (!(max >= value)) throw new RangeError(`Cannot make a semaphore of ${value}: that is more than its max, ${max}`);
+    if (typeof max !== "number" || !(max >= value)) {
+      throw new RangeError(`Cannot make a semaphore of ${value}: that is more than its max, ${kind(max)}`);
+    }
     this.#value = value;
     this.#max = max;
   }
@@ -314,6 +316,7 @@ export class Condition {
   /** Waits until `predicate()` holds, looking again each time it is notified. */
   *waitFor(predicate: () => boolean): Coroutine<void> {
     this.#check("wait for");
+    if (predicate()) yield* checkpoint(); // It holds the lock meanwhile, so that what was true should be so still.
     while (!predicate()) yield* this.wait();
   }
 

@@ -926,6 +926,19 @@ Deno.test("G5 a group keeps no finished member and no scope of one", async () =>
   });
 });
 
+Deno.test("G1 a task of a group lives in no other scope: to name one is refused", async () => {
+  await simulate(function* () {
+    yield* taskGroup(function* (group) {
+      yield* cancelScope(function* (scope) {
+        const options = { scope } as never;
+        assertThrows(() => group.createTask(sleep(1), options), TypeError, "Cannot create a task in this group in");
+        assertInstanceOf(yield* caught(group.start(() => sleep(1), options)), TypeError);
+      });
+      assertEquals(group.size, 0);
+    });
+  });
+});
+
 // ---- G6 --------------------------------------------------------------------------------------------------------
 
 Deno.test("G6 all: results in the order given, whatever order they came in", async () => {
@@ -933,6 +946,9 @@ Deno.test("G6 all: results in the order given, whatever order they came in", asy
     assertEquals(yield* all([after(30, "a"), after(10, "b"), after(20, 3)]), ["a", "b", 3]);
     assertEquals(loop.time(), 30);
     assertEquals(yield* all([]), []);
+    const other = loop.createTask(checkpoint());
+    for (let n = 0; n < 3; n++) yield* all([]);
+    assert(other.done);
   });
 });
 

@@ -482,6 +482,16 @@ Deno.test("S3 waitFor looks again each time it is notified, and does not wait fo
   });
 });
 
+Deno.test("S3 waitFor what is true lets others run", async () => {
+  await simulate(function* ({ loop }) {
+    const condition = new Condition();
+    using _guard = yield* condition.acquire();
+    const other = loop.createTask(checkpoint());
+    for (let n = 0; n < 3; n++) yield* condition.waitFor(() => true);
+    assert(other.done);
+  });
+});
+
 Deno.test("C6 a condition's waiter that is cancelled takes no notification with it", async () => {
   await simulate(function* ({ loop }) {
     const condition = new Condition();
