@@ -393,7 +393,10 @@ class BufferPool {
 
 const pool = new BufferPool();
 
-/** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What goes wrong rejects, it never throws. */
+/**
+ * What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What goes wrong is a rejection: none of
+ * the functions that return a promise throws.
+ */
 export interface Connection {
   /** Our address. */
   readonly localAddr: Addr;
