@@ -57,25 +57,26 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
  * generator takes the engine longer, and this is done at every switch of tasks.
  */
 class SingleOp {
-  #op: Op | null;
+  /** Null once it was yielded. */
+  _op: Op | null;
 
   constructor(op: Op) {
-    this.#op = op;
+    this._op = op;
   }
 
   next(value?: unknown): IteratorResult<Op, unknown> {
-    const op = this.#op;
-    this.#op = null;
+    const op = this._op;
+    this._op = null;
     return op === null ? { value, done: true } : { value: op, done: false };
   }
 
   return(value?: unknown): IteratorResult<Op, unknown> {
-    this.#op = null;
+    this._op = null;
     return { value, done: true };
   }
 
   throw(error: unknown): never {
-    this.#op = null;
+    this._op = null;
     throw error;
   }
 
@@ -348,7 +349,7 @@ export class Loop {
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
-    options?.scope?._check(this);
+    if (options?.scope) checkScope(options.scope, this);
     checkCoroutine(coro, "createTask");
     const task = new Task<T>(this, this.#nextId++, coro, options?.name, options?.scope ?? this.#root);
     task._locals = this.#current?._locals ?? null;
@@ -503,6 +504,7 @@ export class Loop {
       const abort = () => {
         this.#mayAbort = false;
         this.#cancelItself(task, signal!.reason);
+        this.#wakeup(); // A main that is shielded goes on waiting: perhaps for nothing that can come now.
       };
       this.#mayAbort = signal !== undefined;
       if (signal?.aborted) abort();
@@ -517,7 +519,7 @@ export class Loop {
       } finally {
         signal?.removeEventListener("abort", abort);
         this.#mayAbort = false;
-        if (!this.#stopped) await this.#shutDown(failure ?? task.error);
+        if (!this.#stopped || task.done) await this.#shutDown(failure ?? task.error);
       }
       if (!task.done) {
         task._watchers--; // It may go on in a later run, and fail there.
@@ -959,33 +961,49 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
   }],
   ["until", {
     start(task, source: PromiseLike<unknown> | ((signal: AbortSignal) => PromiseLike<unknown>)) {
-      // While the task waits for this very promise its controller is the token; a late result finds another, or none.
       const controller = new AbortController();
-      task._pending = controller;
+      const wait: Wait = { task, controller };
+      task._pending = wait;
       const promise = typeof source === "function" ? source(controller.signal) : source;
       if (typeof promise?.then !== "function") {
         throw new TypeError(`Cannot wait until ${kind(promise)}: it is no promise`);
       }
       if (promise instanceof Task) {
-        if (task._pending === controller) untilEnded(task, promise, controller.signal);
+        if (task._pending === wait) untilEnded(task, promise, controller.signal);
         return; // otherwise `source` has cancelled the task
       }
       Promise.resolve(promise).then(
-        (value) => task._pending === controller && (task._pending = null, task.loop.wake(task, value)),
-        (error) => task._pending === controller && (task._pending = null, task.loop.fail(task, error)),
+        (value) => endWait(wait, (task) => task.loop.wake(task, value)),
+        (error) => endWait(wait, (task) => task.loop.fail(task, error)),
       );
     },
     cancel(task) {
-      const controller = task._pending as AbortController;
-      task._pending = null;
-      controller.abort(task._scope._cancelledBy?._error());
+      const wait = task._pending as Wait;
+      const { controller } = wait;
+      endWait(wait);
+      controller!.abort(task._scope._cancelledBy?._error());
     },
   }],
 ];
 
+/** A task's wait for a promise. The promise may stay for ever, and with it this: once the wait has ended it holds nothing. */
+interface Wait {
+  task: Task<any> | null;
+  controller: AbortController | null;
+}
+
+function endWait(wait: Wait, then?: (task: Task<any>) => void): void {
+  const { task } = wait;
+  if (task?._pending !== wait) return; // The result is late.
+  wait.task = wait.controller = task._pending = null;
+  then?.(task);
+}
+
 /** `until` of a task: that must know at once who takes its outcome, and who does not any more, as its signal has aborted. */
 function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): void {
+  const parks = other.loop === task.loop ? 1 : 0; // Then nobody but tasks of the loop can end this wait.
   const ended = () => {
+    task.loop._parked -= parks;
     task._pending = null;
     let value: unknown;
     try {
@@ -996,7 +1014,11 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
     task.loop.wake(task, value);
   };
   task.loop._noteWait(other.loop);
-  signal.addEventListener("abort", () => other.removeDoneCallback(ended));
+  task.loop._parked += parks;
+  signal.addEventListener("abort", () => {
+    task.loop._parked -= parks;
+    other.removeDoneCallback(ended);
+  });
   other.addDoneCallback(ended);
 }
 
@@ -1066,10 +1088,13 @@ export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
 
-/** Nobody will wait for the promises in `op`: their errors must not end the program. */
-function hush(op: unknown): void {
+/** Nobody will wait for the promises in `op`, or in ops within it: their errors must not end the program. For `all` too. */
+export function hush(op: unknown): void {
   try {
-    for (const part of Array.isArray(op) ? op : [op]) if (part instanceof Promise) part.catch(() => {});
+    for (const part of Array.isArray(op) ? op : [op]) {
+      if (part instanceof Promise) part.catch(() => {});
+      else if (part instanceof SingleOp) hush(part._op);
+    }
   } catch {
     // It throws when it is looked at.
   }
@@ -1077,13 +1102,14 @@ function hush(op: unknown): void {
 
 /** What went wrong at a `yield` that gave no op, and what to write instead. */
 function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
+  hush(op); // Errors of its own must not end the program: the mistake is the yield.
   if (Array.isArray(op)) {
     return new TypeError(`Cannot perform op ${kind(op[0])}: it is unknown; known are ${[...known.keys()].join(", ")}`);
   }
   if (op instanceof Task) return new TypeError("Cannot wait for a task with yield: write yield* task.join()");
   const thing = op as { then?: (a: undefined, b: () => void) => void } | undefined;
   if (typeof thing?.then === "function") {
-    thing.then(undefined, () => {}); // Its own error must not end the program: the mistake is the yield.
+    if (!(thing instanceof Promise)) thing.then(undefined, () => {});
     return new TypeError("Cannot wait for a promise with yield: write yield* until(promise)");
   }
   if (Object.prototype.toString.call(op) === "[object Generator]") {
@@ -1367,15 +1393,14 @@ export class Task<T = any> implements PromiseLike<T> {
     thrown.set(by, (thrown.get(by) ?? 0) + 1);
   }
 
+  /** @internal Whether `scope` has thrown it a `Cancelled` in its block. */
+  _wasThrownBy(scope: CancelScope): boolean {
+    return this.#thrown?.has(scope) ?? false;
+  }
+
   /** @internal Whether it will not stop catching `Cancelled`. */
   get _swallows(): boolean {
     return this.#thrown !== null && (this.#thrown.get(this._scope._cancelledBy!) ?? 0) >= SWALLOWED_MAX;
-  }
-
-  #isOwn(error: Cancelled): boolean {
-    const scope = error._scope;
-    if (scope === null) return false;
-    return scope === this._parent._cancelledBy || this._parent._isIn(scope); // The first says it nearly always, at no cost.
   }
 
   /** @internal It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
@@ -1386,14 +1411,15 @@ export class Task<T = any> implements PromiseLike<T> {
     this._value = value;
     this._throws = threw;
     // A `Cancelled` from elsewhere, say from another loop, is an error like any other.
-    this.#cancelled = threw && isCancelled(value) && this.#isOwn(value);
+    this.#cancelled = threw && this._parent._owns(value);
     // Its blocks have been left by now, unless it was given up, or a coroutine was stepped by hand and dropped.
     for (let scope = this._scope; scope !== this._parent; scope = scope._parent!) scope._leave();
     this._parent._remove(this);
     this.#own?._leave();
     this.#joiners?.unparkAll();
-    if (this.#callbacks) this.#callBack(this.#callbacks);
-    this.#callbacks = this.#joiners = null;
+    const callbacks = this.#callbacks;
+    this.#callbacks = this.#joiners = null; // First, so that one that takes itself back takes no other's place.
+    if (callbacks) this.#callBack(callbacks);
     this.#lastCancelled = this.#thrown = null;
     return threw && !this.#cancelled;
   }
@@ -1747,12 +1773,30 @@ export class CancelScope {
     return new Cancelled(this.#reason, this);
   }
 
+  /** @internal Names its cancellation as the cause of an error of its block that came in the wake of it. */
+  _blame(error: unknown): void {
+    if (this.#task?._wasThrownBy(this)) blame(error, this._error());
+  }
+
+  /** @internal Whether `error` is the cancellation of this scope or of one around it. */
+  _owns(error: unknown): error is Cancelled {
+    if (!isCancelled(error) || error._scope === null) return false;
+    return error._scope === this._cancelledBy || this._isIn(error._scope); // The first says it nearly always, at no cost.
+  }
+
   /** @internal Whether `error` is this scope's own cancellation, which ends here. */
   _catches(error: unknown): error is Cancelled {
     const own = isCancelled(error) && error._scope === this;
     this._caught = own ? error : null;
     return own;
   }
+}
+
+function checkScope(scope: CancelScope, loop: Loop): void {
+  if (!(scope instanceof CancelScope)) {
+    throw new TypeError(`Cannot create a task in ${kind(scope)}: it is no CancelScope`);
+  }
+  scope._check(loop);
 }
 
 function checkDeadline(time: number): void {
@@ -1808,6 +1852,7 @@ function* inScope<T>(
     return yield* checkRunnable(body(scope));
   } catch (error) {
     if (scope._catches(error)) return undefined;
+    scope._blame(error);
     throw error;
   } finally {
     leaveScope(task, scope);

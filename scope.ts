@@ -24,6 +24,7 @@ import {
   checkRunnable,
   type Coroutine,
   currentTask,
+  hush,
   park,
   ParkingLot,
   type Task,
@@ -140,8 +141,9 @@ export class TaskGroup {
   /** How many tasks have not ended. Those that have are forgotten: a group may live as long as a server. */
   #size = 0;
   #closed = false;
+  #abandoned = false;
   readonly #empty = new ParkingLot("the tasks of its group");
-  #errors: unknown[] = [];
+  #errors = new Set<unknown>();
 
   /** Made by {@linkcode taskGroup}. @internal */
   constructor(scope: CancelScope, owner: Task) {
@@ -198,17 +200,18 @@ export class TaskGroup {
     options?: Pick<TaskOptions, "name">,
   ): Coroutine<V> {
     let said: { value: V } | null = null;
+    let task: Task | null = null;
     const lot = new ParkingLot("a task to say that it has started");
-    const task = this.#start(
+    task = this.#start(
       body((value) => {
-        if (said) throw new Error(`Cannot start ${task} twice: it has said already that it has started`);
+        if (said) throw new Error(`Cannot start ${task ?? "a task"} twice: it has said already that it has started`);
         said = { value };
         lot.unpark();
       }),
       options,
     );
     task.addDoneCallback((task) => {
-      this.#done(task, said || this.#owner.done ? task.error : undefined);
+      this.#done(task, said || this.#isOrphaned ? task.error : undefined);
       lot.unpark();
     });
     try {
@@ -245,24 +248,28 @@ export class TaskGroup {
 
   #done(task: Task, error: unknown): void {
     this.#size--;
-    if (error !== undefined && this.#owner.done) task.loop._unwatch(task); // Its block was given up.
+    if (error !== undefined && this.#isOrphaned) task.loop._unwatch(task);
     else if (error !== undefined) this.#fail(error);
     if (this.#size === 0) this.#empty.unparkAll();
   }
 
   #fail(error: unknown): void {
-    if (!this.#errors.includes(error)) this.#errors.push(error);
+    this.#errors.add(error);
     this.#scope.cancel(error);
   }
 
-  /** Its owner was given up, and throws nothing any more. */
+  /** Whether its block has ended by force, or its owner was given up: then nobody throws what its tasks do. */
+  get #isOrphaned(): boolean {
+    return this.#abandoned || this.#owner.done;
+  }
+
   #abandon(): void {
-    this.#closed = true;
+    this.#closed = this.#abandoned = true;
     for (const error of this.#errors) this.#owner.loop._report(error, this.#owner);
   }
 
   /** The block: the body, then the wait for every task. @internal */
-  *_run<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
+  *_run<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T | undefined> {
     let returned: { value: T } | null = null;
     let cancelled: Cancelled | null = null;
     try {
@@ -270,8 +277,11 @@ export class TaskGroup {
         returned = { value: yield* checkRunnable(body(this)) };
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {
-        if (error instanceof Cancelled) cancelled = error;
-        else this.#errors = [error, ...this.#errors.filter((other) => other !== error)];
+        if (this.#scope._owns(error)) cancelled = error;
+        else {
+          this.#scope._blame(error);
+          this.#errors = new Set([error, ...this.#errors]);
+        }
         this.#scope.cancel(error);
         while (this.#size > 0) yield* shield(park(this.#empty));
       }
@@ -279,11 +289,17 @@ export class TaskGroup {
     } finally {
       if (!this.#closed) this.#abandon();
     }
-    if (this.#errors.length === 1) throw this.#errors[0];
-    if (this.#errors.length > 1) throw new AggregateError(this.#errors, "Several tasks of a group failed");
+    if (this.#errors.size > 0) return undefined;
     // Whoever cancelled the group while its tasks ended still gets what the body had returned.
     if (cancelled && !(returned && this.#scope._catches(cancelled))) throw cancelled;
     return returned!.value;
+  }
+
+  /** Throws what went wrong; not in the block, as it is not in the wake of the cancellation that it has caused. @internal */
+  _raise(): void {
+    const errors = [...this.#errors];
+    if (errors.length === 1) throw errors[0];
+    if (errors.length > 1) throw new AggregateError(errors, "Several tasks of a group failed");
   }
 }
 
@@ -319,7 +335,10 @@ export function taskGroup<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutin
 
 function* inGroup<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
   const owner = currentTask();
-  return (yield* cancelScope((scope) => new TaskGroup(scope, owner)._run(body))) as T;
+  let group!: TaskGroup;
+  const returned = yield* cancelScope((scope) => (group = new TaskGroup(scope, owner))._run(body));
+  group._raise();
+  return returned as T;
 }
 
 /** What {@linkcode all} returns for a tuple of coroutines. */
@@ -398,7 +417,13 @@ function* startEach<T>(
   coros: readonly Coroutine<T>[],
   ended?: (task: Task<T>) => void,
 ): Coroutine<Task<T>[]> {
-  const tasks = coros.map((coro) => group.createTask(coro));
+  const tasks: Task<T>[] = [];
+  try {
+    for (const coro of coros) tasks.push(group.createTask(coro));
+  } catch (error) {
+    hush(coros); // A promise is refused, and nobody will wait for those behind it.
+    throw error;
+  }
   if (ended) { for (const task of tasks) task.addDoneCallback(ended); }
   return tasks;
 }

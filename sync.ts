@@ -194,9 +194,10 @@ export class Semaphore {
     if (!Number.isInteger(value) || value < 0) {
       throw new RangeError(`Cannot make a semaphore of ${kind(value)}: the value must be a whole number from 0 up`);
     }
-    if (typeof max !== "number" || !(max >= value)) {
-      throw new RangeError(`Cannot make a semaphore of ${value}: that is more than its max, ${kind(max)}`);
+    if (max !== Infinity && !Number.isInteger(max)) {
+      throw new RangeError(`Cannot make a semaphore with the max ${kind(max)}: it must be a whole number`);
     }
+    if (max < value) throw new RangeError(`Cannot make a semaphore of ${value}: that is more than its max, ${max}`);
     this.#value = value;
     this.#max = max;
   }

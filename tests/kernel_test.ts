@@ -11,6 +11,8 @@ import {
   assertThrows,
 } from "@std/assert";
 import {
+  all,
+  call,
   Cancelled,
   type CancelScope,
   cancelScope,
@@ -19,6 +21,7 @@ import {
   type Coroutine,
   currentTask,
   DeadlockError,
+  Event,
   EVENT_READ,
   listen,
   Loop,
@@ -1796,4 +1799,118 @@ Deno.test("the kernel imports nothing and never mentions Deno in its code", need
   assertEquals(code.match(/\bDeno\b.*/g), null);
   assertEquals(code.match(/^\s*(import|export .* from)\b.*/gm), null);
   assertEquals(code.match(/\b(Date|performance|setTimeout|setInterval|Math\.random)\b.*/g), null);
+});
+
+// ---- At the edges ------------------------------------------------------------------------------------------------
+
+Deno.test("K11 an abort that leaves nothing to wait for is told as a deadlock", async () => {
+  const { loop } = simulation();
+  const controller = new AbortController();
+  setTimeout(() => controller.abort("enough"));
+  await assertRejects(() => loop.run(shielded(new Event().wait()), { signal: controller.signal }), DeadlockError);
+});
+
+Deno.test("K11 tasks that wait until each other has ended are a deadlock, with join or until alike", async () => {
+  const { loop } = simulation();
+  await assertRejects(
+    () =>
+      loop.run((function* (): Coroutine<void> {
+        const main = currentTask();
+        yield* until(loop.createTask(until(main)));
+      })()),
+    DeadlockError,
+    "waits for until Task",
+  );
+});
+
+Deno.test("K11 a wait for a task that was cancelled, or has ended, is no longer counted", async () => {
+  const { loop } = simulation();
+  await loop.run((function* (): Coroutine<void> {
+    const other = loop.createTask(sleep(100));
+    assertEquals(yield* moveOnAfter(1, until(other)), undefined);
+    assertEquals(loop._parked, 0);
+    yield* until(other);
+    yield* until(other);
+    assertEquals(loop._parked, 0);
+  })());
+});
+
+Deno.test("K8 a callback that takes itself back as it is called takes no other's place", async () => {
+  const { loop } = simulation();
+  await loop.run((function* (): Coroutine<void> {
+    const task = loop.createTask(checkpoint());
+    const called: string[] = [];
+    const first = () => {
+      task.removeDoneCallback(first);
+      called.push("first");
+    };
+    task.addDoneCallback(first);
+    const waiting = loop.createTask(until(task));
+    task.addDoneCallback(() => called.push("last"));
+    yield* waiting.join();
+    assertEquals(called, ["first", "last"]);
+  })());
+});
+
+Deno.test("K10 a main that stops the loop and ends in one step has ended: what is left is cancelled", async () => {
+  const { loop } = simulation();
+  let cleanedUp = false;
+  function* other(): Coroutine<void> {
+    try {
+      yield* sleep(1000);
+    } finally {
+      cleanedUp = true;
+    }
+  }
+  const value = await loop.run((function* (): Coroutine<number> {
+    loop.createTask(other());
+    yield* checkpoint();
+    loop.stop();
+    return 5;
+  })());
+  assertEquals([value, cleanedUp], [5, true]);
+});
+
+Deno.test("K5 promises that are refused, or never waited for, end nothing but their wait", async () => {
+  const { loop } = simulation();
+  const failing = () => Promise.reject(new Error("nobody waits for it"));
+  await loop.run((function* (): Coroutine<void> {
+    for (const mistake of [until(failing()), ["unknown", failing()], ["unknown", until(failing())]]) {
+      assertInstanceOf(
+        yield* thrownBy(function* (): Coroutine<void> {
+          yield mistake as never;
+        }),
+        TypeError,
+      );
+    }
+    assertInstanceOf(yield* thrownBy(() => all([failing(), failing()] as never)), TypeError);
+    yield* moveOnAfter(0, call(until(failing())));
+    yield* until(platformTurn());
+  })());
+});
+
+Deno.test("createTask refuses a scope that is none, where it is given", () => {
+  const loop = new Loop();
+  assertThrows(() => loop.createTask(sleep(1), { scope: {} as never }), TypeError, "it is no CancelScope");
+});
+
+Deno.test("K16 a wait for a promise that stays leaves hardly anything with it", needs({ run: true }), async () => {
+  const program = `
+    import { checkpoint, Loop, until } from "${new URL("../mod.ts", import.meta.url)}";
+    const loop = new Loop();
+    const never = new Promise(() => {});
+    await loop.run(function* () {
+      const heap = [];
+      for (let i = 0; i <= 4000; i++) {
+        if (i % 2000 === 0) heap.push((gc(), Deno.memoryUsage().heapUsed));
+        const task = loop.createTask(until(never));
+        yield* checkpoint();
+        task.cancel();
+        yield* task.wait();
+      }
+      console.log(heap[2] - heap[1] < 1.5e6 ? "little" : heap);
+    }());`;
+  const args = ["eval", "--v8-flags=--expose-gc", program];
+  const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(20_000) });
+  assertEquals(new TextDecoder().decode((await command.output()).stdout), "little\n");
 });

@@ -1419,3 +1419,109 @@ Deno.test("K6 cancelScope and taskGroup say where they are written that they tak
     assertThrows(() => taskGroup(wrong), TypeError, "taskGroup takes a function, as in taskGroup(function* ()");
   }
 });
+
+// ---- Errors at the edges of a block --------------------------------------------------------------------------------
+
+function* dirty(): Coroutine<void> {
+  try {
+    yield* sleep(1000);
+  } finally {
+    throw new Error("cleanup");
+  }
+}
+
+Deno.test("C10 an error in the cleanup of a block that timed out names the cancellation as its cause", async () => {
+  await simulate(function* () {
+    for (const block of [failAfter(5, dirty()), moveOnAfter(5, dirty())]) {
+      const error = yield* caught(block);
+      assertEquals(error.message, "cleanup");
+      assertInstanceOf(error.cause, Cancelled);
+    }
+  });
+});
+
+Deno.test("C10 G3 so does one in the cleanup of a group's body, but not the error that cancelled the group", async () => {
+  await simulate(function* () {
+    function* failing(): Coroutine<void> {
+      yield* sleep(1);
+      throw new Error("child");
+    }
+    const both = yield* caught(taskGroup(function* (group) {
+      group.createTask(failing());
+      yield* dirty();
+    }));
+    assertEquals(both.errors.map((error: Error) => error.message), ["cleanup", "child"]);
+    assertInstanceOf(both.errors[0].cause, Cancelled);
+    assertEquals([both.cause, both.errors[1].cause], [undefined, undefined]);
+    const one = yield* caught(taskGroup(function* (group) {
+      group.createTask(failing());
+      yield* sleep(1000);
+    }));
+    assertEquals([one.message, one.cause], ["child", undefined]);
+  });
+});
+
+Deno.test("C9 G3 a Cancelled from elsewhere that a group's body throws is an error like any other", async () => {
+  await simulate(function* () {
+    const foreign = new Cancelled("from another loop");
+    const error = yield* caught(taskGroup(function* (group) {
+      group.createTask(dirty());
+      yield* sleep(1);
+      throw foreign;
+    }));
+    assertEquals(error.errors.map((error: Error) => error.message), [foreign.message, "cleanup"]);
+  });
+});
+
+Deno.test("G1 a group waits for its tasks, whatever its body throws", async () => {
+  await simulate(function* () {
+    const { proxy, revoke } = Proxy.revocable({}, {});
+    revoke();
+    let task: Task | undefined;
+    let thrown: unknown;
+    try {
+      yield* taskGroup(function* (group) {
+        task = group.createTask(sleep(1000));
+        yield* sleep(1);
+        throw proxy;
+      });
+    } catch (error) {
+      thrown = error;
+    }
+    assert(thrown === proxy && task!.done);
+  });
+});
+
+Deno.test("K8 what fails in a group whose block was ended by hand is reported", async () => {
+  const errors: unknown[] = [];
+  const { loop } = simulation({ onError: (error: unknown) => errors.push(error) });
+  await loop.run((function* (): Coroutine<void> {
+    const block = taskGroup(function* (group) {
+      group.createTask((function* (): Coroutine<void> {
+        yield* sleep(5);
+        throw new Error("boom");
+      })());
+      yield* sleep(1000);
+    });
+    block.next();
+    block.return(undefined as never);
+    yield* sleep(20);
+  })());
+  assertEquals(errors.map((error) => (error as Error).message), ["boom"]);
+});
+
+Deno.test("G1 start: ready twice before the task is there is that error, not another", async () => {
+  await simulate(function* () {
+    yield* taskGroup(function* (group) {
+      const starting = group.start<number>((started) => {
+        started(1);
+        started(2);
+        return sleep(1);
+      });
+      assertEquals(
+        (yield* caught(starting)).message,
+        "Cannot start a task twice: it has said already that it has started",
+      );
+    });
+  });
+});
