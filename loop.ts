@@ -1102,14 +1102,14 @@ export function hush(op: unknown): void {
 
 /** What went wrong at a `yield` that gave no op, and what to write instead. */
 function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
-  hush(op); // Errors of its own must not end the program: the mistake is the yield.
+  hush(op);
   if (Array.isArray(op)) {
     return new TypeError(`Cannot perform op ${kind(op[0])}: it is unknown; known are ${[...known.keys()].join(", ")}`);
   }
   if (op instanceof Task) return new TypeError("Cannot wait for a task with yield: write yield* task.join()");
   const thing = op as { then?: (a: undefined, b: () => void) => void } | undefined;
   if (typeof thing?.then === "function") {
-    if (!(thing instanceof Promise)) thing.then(undefined, () => {});
+    thing.then(undefined, () => {}); // Its own error must not end the program: the mistake is the yield.
     return new TypeError("Cannot wait for a promise with yield: write yield* until(promise)");
   }
   if (Object.prototype.toString.call(op) === "[object Generator]") {

@@ -186,7 +186,7 @@ export class Semaphore {
   /**
    * Makes a semaphore with `value` free slots.
    *
-   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`.
+   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or `max` is no whole number.
    */
   constructor(value: number, options: SemaphoreOptions = {}) {
     // One that starts at 0 is a signal: nobody holds a slot of it, so there is nothing to count the releases against.

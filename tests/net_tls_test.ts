@@ -219,7 +219,7 @@ Deno.test(
       using listener = listen({ ...LOCAL, tcpBacklog: 1 });
       const waiting = [yield* connect(to(listener)), yield* connect(to(listener))]; // There is room for no more.
       const dialling = loop.createTask(connectTls(to(listener)));
-      yield* sleep(2);
+      for (let n = 0; n < 3; n++) yield* checkpoint(); // It has begun.
       dialling.cancel();
       yield* dialling.wait();
       assert(dialling.cancelled);
@@ -244,6 +244,21 @@ Deno.test("N11 options that are none are refused before anything is connected", 
       assertStringIncludes(error.message, "Cannot start TLS with");
     }
   }));
+
+Deno.test(
+  "N11 certificates that cannot be read fail connectTls, and no connection is left",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listen(LOCAL);
+      const caCerts = ["-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----"];
+      const dialling = loop.createTask(thrownBy(connectTls({ ...to(listener), caCerts })));
+      const [server] = yield* loop.sockAccept(listener);
+      assertInstanceOf(yield* dialling.join(), Error);
+      assertEquals((yield* readAll(loop, server)).length, 0);
+      server.close();
+    }),
+);
 
 // ---- startTls ----------------------------------------------------------------------------------------------------
 

@@ -722,7 +722,7 @@ battery("C7 a readable asked for while the one before is being cancelled stays t
   const stream = new Stream(scene.client);
   const reader = stream.readable.getReader();
   const waiting = reader.read();
-  yield* sleep(1);
+  yield* until(platformTurn()); // It is under way.
   const cancelling = reader.cancel();
   const second = stream.readable;
   yield* until(cancelling);

@@ -308,6 +308,7 @@ Deno.test("S2 a semaphore with a max can be filled by release, from 0 too", asyn
   });
   for (const bad of [-1, 1.5, NaN, "1" as unknown as number]) assertThrows(() => new Semaphore(bad), RangeError);
   assertThrows(() => new Semaphore(3, { max: 2 }), RangeError);
+  for (const max of [1.5, NaN, "2" as never]) assertThrows(() => new Semaphore(1, { max }), RangeError, "whole number");
 });
 
 Deno.test("S2 a semaphore that starts at 0 is a signal: every release lets one in, now or later", async () => {

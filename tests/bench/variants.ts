@@ -29,7 +29,7 @@ export function onDeno(name: string, script: string, ...args: string[]): Variant
   return { name, command: [DENO, "run", "--allow-net", SERVERS + script, ...args] };
 }
 
-/** The same server, in a V8 that never makes its new space larger than a megabyte, twice. */
+/** The same server, in a V8 whose new space does not grow with what survives: each of its halves stays at a megabyte. */
 export function inSmallNewSpace({ name, command: [deno, run, ...rest] }: Variant): Variant {
   return { name: `${name}, small new space`, command: [deno, run, "--v8-flags=--max-semi-space-size=1", ...rest] };
 }
