@@ -251,18 +251,18 @@ export interface TraceEvent {
 /** Options of {@linkcode Loop}. */
 export interface LoopOptions {
   /** Tells which sockets are ready, and sleeps. Default: a `DefaultSelector`. */
-  selector?: Selector;
+  selector?: Selector | undefined;
   /** Tells the time. Default: the platform's monotonic clock. */
-  clock?: Clock;
+  clock?: Clock | undefined;
   /**
    * Where `listen()` and `connect()` get their sockets from, in tasks of this loop; outside of tasks they take the
    * platform's. Default: the platform's.
    */
-  network?: Network;
+  network?: Network | undefined;
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
-  onError?: (error: unknown, task: Task<any> | null) => void;
+  onError?: ((error: unknown, task: Task<any> | null) => void) | undefined;
   /** Told of every op of every task, before it begins. */
-  trace?: (event: TraceEvent) => void;
+  trace?: ((event: TraceEvent) => void) | undefined;
 }
 
 /** After so many steps the loop lets the platform's own event loop turn, however much is still to do. */
@@ -493,7 +493,7 @@ export class Loop {
    * @throws {DeadlockError} If nothing can wake the tasks any more. Never while `signal` may still abort.
    * @throws {Error} If the loop is running already, or was stopped before `main` had ended.
    */
-  async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal } = {}): Promise<T> {
+  async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal | undefined } = {}): Promise<T> {
     const { signal } = options;
     checkSignal("run", signal);
     await this.#begin();
@@ -1140,12 +1140,12 @@ const NO_CALLERS: Coroutine<any>[] = [];
 /** Options of {@linkcode Loop.createTask}. */
 export interface TaskOptions {
   /** The task's name in messages and traces. Default: `Task-` and its id. */
-  name?: string;
+  name?: string | undefined;
   /**
    * The scope the task lives in: cancelled with it. Default: the loop's own, which `run` cancels when it ends. A task that
    * outlives the block of its scope is left to the scopes around that block.
    */
-  scope?: CancelScope;
+  scope?: CancelScope | undefined;
 }
 
 /** A coroutine that a loop is running. */
@@ -1562,11 +1562,11 @@ const SWALLOWED_MAX = 1000;
 /** Options of {@linkcode cancelScope}. */
 export interface CancelScopeOptions {
   /** Cancel the block after so many milliseconds, counted from entry. */
-  timeout?: number;
+  timeout?: number | undefined;
   /** Cancel the block when the loop's clock shows this time. */
-  deadline?: number;
+  deadline?: number | undefined;
   /** Hide what happens to the scopes outside from the block. Default: false. */
-  shield?: boolean;
+  shield?: boolean | undefined;
 }
 
 /** What a scope holds: the tasks that were born in it, and the scopes inside. */

@@ -1350,21 +1350,21 @@ export function socketPair(): [Socket, Socket] {
 export type ListenOptions =
   | Deno.TcpListenOptions & {
     /** TCP, if it is left out. */
-    transport?: "tcp";
+    transport?: "tcp" | undefined;
     /** Whether several sockets may listen there and share what arrives; Deno needs `--unstable-net` for it. */
-    reusePort?: boolean;
+    reusePort?: boolean | undefined;
   }
   | Deno.UnixListenOptions & { transport: "unix" };
 
 /** Options of {@linkcode listenTls}: those of `Deno.listenTls`. */
 export type ListenTlsOptions = Deno.ListenTlsOptions & Deno.TlsCertifiedKeyPem & {
   /** As for {@linkcode listen}. */
-  reusePort?: boolean;
+  reusePort?: boolean | undefined;
 };
 
 /** Options of {@linkcode connect}: those of `Deno.connect`. */
 export type ConnectOptions =
-  | Deno.ConnectOptions & { transport?: "tcp" }
+  | Deno.ConnectOptions & { transport?: "tcp" | undefined }
   | Deno.UnixConnectOptions & { transport: "unix" };
 
 /** Options of {@linkcode connectTls}: those of `Deno.connectTls`. */
@@ -1376,7 +1376,7 @@ export type StartTlsOptions = Deno.StartTlsOptions;
 /** Options of {@linkcode datagram}: those of `Deno.listenDatagram`. */
 export interface DatagramOptions {
   /** UDP, if it is left out. */
-  transport?: "udp";
+  transport?: "udp" | undefined;
   /** The port; 0 for any free one. */
   port: number;
   /**
@@ -1384,11 +1384,11 @@ export interface DatagramOptions {
    *
    * @default {"0.0.0.0"}
    */
-  hostname?: string;
+  hostname?: string | undefined;
   /** Whether several sockets may receive at one address; for multicast. */
-  reuseAddress?: boolean;
+  reuseAddress?: boolean | undefined;
   /** Whether what is sent to a multicast group comes back. */
-  loopback?: boolean;
+  loopback?: boolean | undefined;
 }
 
 /** What Deno has only with `--unstable-net`. */
@@ -1511,7 +1511,9 @@ function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal)
 
 /** By hand, as `Deno.connectTls` itself would go on with an attempt that nobody wants any more, for minutes perhaps. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
-  const { hostname, port, cert, key } = options as Deno.ConnectTlsOptions & Partial<Deno.TlsCertifiedKeyPem>;
+  const { hostname = "127.0.0.1", port, cert, key } = options as
+    & Deno.ConnectTlsOptions
+    & Partial<Deno.TlsCertifiedKeyPem>;
   if (cert ?? key) return Deno.connectTls(options); // The other way has no place for them.
   const conn = closeOnAbort(await Deno.connect({ hostname, port, signal }), signal);
   try {
@@ -1567,7 +1569,9 @@ function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): N
  * console.log("listening on port", listener.addr.port);
  * ```
  */
-export function listen(options: ListenOptions & { transport?: "tcp" }): Listener<Addr & { transport: "tcp" }>;
+export function listen(
+  options: ListenOptions & { transport?: "tcp" | undefined },
+): Listener<Addr & { transport: "tcp" }>;
 /** The same, on a Unix path. */
 export function listen(options: ListenOptions & { transport: "unix" }): Listener<Addr & { transport: "unix" }>;
 /** The same, where it is not known before which it will be. */

@@ -177,15 +177,15 @@ const TERMINATE_MAX = 1000;
 /** Options of {@linkcode runInWorker} and {@linkcode WorkerPool.run}. */
 export interface WorkerRunOptions {
   /** What of the arguments is moved to the worker instead of copied, such as an `ArrayBuffer`. Default: nothing. */
-  transfer?: Transferable[];
+  transfer?: Transferable[] | undefined;
   /** The name of the function that a module exports. Default: `"default"`. */
-  exportName?: string;
+  exportName?: string | undefined;
 }
 
 /** Options of {@linkcode WorkerPool}. */
 export interface WorkerPoolOptions {
   /** Told of an error that came up in a worker after its run was over. Default: prints it to stderr. */
-  onError?: (error: unknown) => void;
+  onError?: ((error: unknown) => void) | undefined;
 }
 
 /**

@@ -88,7 +88,7 @@ export function moveOnAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T | un
 /** Options of {@linkcode shield}. */
 export interface ShieldOptions {
   /** End it after so many milliseconds all the same; `shield` then returns undefined. Default: never. */
-  timeout?: number;
+  timeout?: number | undefined;
 }
 
 /**

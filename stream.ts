@@ -120,7 +120,7 @@ export interface StreamOptions {
    *
    * @default 65536
    */
-  limit?: number;
+  limit?: number | undefined;
 }
 
 /**
@@ -580,22 +580,22 @@ export interface ServeOptions<A extends Addr = Addr> {
    *
    * @default Infinity
    */
-  maxConnections?: number;
+  maxConnections?: number | undefined;
   /**
    * How long handlers may go on, in milliseconds, after the server was asked to end; then they are cancelled.
    *
    * @default 1000
    */
-  drainTimeout?: number;
+  drainTimeout?: number | undefined;
   /**
    * Told of each error of a handler, with the address of its client; and of each error of `accept`, without one. Default:
    * the loop's own `onError` is told.
    */
-  onError?: (error: unknown, addr?: Addr) => void;
+  onError?: ((error: unknown, addr?: Addr) => void) | undefined;
   /** Ends the server when it aborts; `serve` then returns. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
   /** Called once, with the listener's address, when the server is about to accept. */
-  onListen?: (addr: A) => void;
+  onListen?: ((addr: A) => void) | undefined;
 }
 
 /**

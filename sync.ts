@@ -160,7 +160,7 @@ export class Lock {
 /** Options of {@linkcode Semaphore}. */
 export interface SemaphoreOptions {
   /** What `value` cannot grow beyond: a release too many is an error. Default: the initial value; no limit if that is 0. */
-  max?: number;
+  max?: number | undefined;
 }
 
 /**

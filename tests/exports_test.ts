@@ -91,3 +91,24 @@ Deno.test("an example is one file over mod.ts, so that it runs by URL", needs({ 
     assertEquals([path, foreign], [path, []]);
   }
 });
+
+Deno.test("an option that is undefined is one that was left out, by type too", async () => {
+  // With `exactOptionalPropertyTypes`, which deno.json turns on, this says something about the types as well.
+  const none = undefined;
+  const loop = new mod.Loop({ clock: none, network: none, onError: none, selector: none, trace: none });
+  assertEquals(await loop.run(main(), { signal: none }), "done");
+
+  function* main(): mod.Coroutine<string> {
+    loop.createTask(mod.checkpoint(), { name: none, scope: none });
+    yield* mod.cancelScope(() => mod.checkpoint(), { deadline: none, shield: none, timeout: none });
+    yield* mod.shield(mod.checkpoint(), { timeout: none });
+    yield* mod.taskGroup(function* (group) {
+      group.createTask(mod.checkpoint(), { name: none });
+    });
+    new mod.Semaphore(1, { max: none });
+    const [sock] = mod.socketPair();
+    using _stream = new mod.Stream(sock, { limit: none });
+    using _pool = new mod.WorkerPool(1, { onError: none });
+    return "done";
+  }
+});

@@ -96,7 +96,7 @@ function* failure(task: Task): Coroutine<unknown> {
 interface Running {
   listener: FakeListener;
   server: Task<void>;
-  reports: { error: unknown; addr?: Addr }[];
+  reports: { error: unknown; addr?: Addr | undefined }[];
   sim: Simulation;
 }
 

@@ -39,7 +39,7 @@ interface Row {
   /** How many tasks, timers or levels. */
   n: number;
   /** Who is measured; by default all. */
-  runtimes?: readonly Runtime[];
+  runtimes?: readonly Runtime[] | undefined;
 }
 
 /** Nanoseconds per operation, one figure a round, by runtime; none for who has no such case, or took too long. */

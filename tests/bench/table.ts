@@ -21,7 +21,7 @@ export interface Target {
   /** The unit of `got` and `floor`; none for a ratio. */
   unit?: string;
   /** What the least that could be asked for costs in the same run, where that is known. */
-  floor?: number;
+  floor?: number | undefined;
   /** Whether a figure is as good as it should be. */
   reaches(figure: number): boolean;
 }
