@@ -1022,6 +1022,10 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
   other.addDoneCallback(ended);
 }
 
+// ----------------------------------------------------------------------------------------------------------------
+// Arguments: what is wrong with one, and what to write instead
+// ----------------------------------------------------------------------------------------------------------------
+
 /** Marks a coroutine that is, or was, a task's. */
 const TAKEN = Symbol("taken");
 
@@ -1056,6 +1060,13 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
     return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
   }
   return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
+}
+
+/** Throws `RangeError` if `ms` is no duration. For the other modules here. */
+export function checkDuration(what: string, ms: number): void {
+  if (typeof ms !== "number" || !(ms >= 0)) {
+    throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
+  }
 }
 
 /** Throws `RangeError` if `maxBytes` is no number of bytes to read. For the other modules here. */
@@ -2304,12 +2315,5 @@ function describeArg(arg: any): string {
     return `${arg.constructor?.name ?? "Object"}${typeof arg.id === "number" ? ` ${arg.id}` : ""}`;
   } catch {
     return kind(arg);
-  }
-}
-
-/** Throws `RangeError` if `ms` is no duration. For the other modules here. */
-export function checkDuration(what: string, ms: number): void {
-  if (typeof ms !== "number" || !(ms >= 0)) {
-    throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
   }
 }
