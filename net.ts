@@ -73,6 +73,8 @@ const SYSTEM_INTERVAL = 5;
 const SYSTEM_TURNS = 64;
 /** How long a closed socket may go on delivering what it had accepted, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
+/** How much a closed socket that has delivered goes on to read and drop, in bytes: more is no answer still on its way. */
+const LEAVE_MAX = 1 << 20;
 /** After so many reads of what nobody will look at it lets others go first... */
 const LEAVE_READS = 8;
 /** ...for so long, in milliseconds. */
@@ -471,8 +473,9 @@ export class Socket extends Pollable implements SocketLike {
   #settings: (() => void)[] | null = null;
   #linger: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
-  /** How many reads have brought something after it was closed. */
+  /** How many reads have brought something after it was closed, and how many bytes after all had been delivered. */
   #leaveReads = 0;
+  #dropped = 0;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
   constructor(conn: Connection) {
@@ -600,7 +603,7 @@ export class Socket extends Pollable implements SocketLike {
       this.#to += result;
       this.#adapt(result);
     }
-    if (this.#isClosed) this.#leaveLater();
+    if (this.#isClosed) this.#leaveLater(typeof result === "number" ? result : 0);
     else this._signal(EVENT_READ);
   }
 
@@ -807,12 +810,15 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket. Whoever waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
-   * seconds at most. Closing twice is fine.
+   * seconds at most, and what the peer is sending meanwhile is read and dropped: of what comes when all has been delivered
+   * 1 MiB at most, then the connection is cut. To leave in the middle of something long, {@linkcode abort} is the word.
+   * Closing twice is fine.
    */
   close(): void {
     if (this.#isClosed) return;
     const unread = this.#to > this.#from;
     this.#shut();
+    if (this.#leavingTo === 0) return this.#end(); // Nothing was ever sent.
     if (this.#leaving === null && !unread) return this.#endIfSilent();
     this.#linger = setTimeout(() => this.#end(), LINGER);
     this.#leave();
@@ -848,7 +854,8 @@ export class Socket extends Pollable implements SocketLike {
    *
    * Discussion: TCP answers bytes that arrive at, or lie unread in, a closed socket with a reset, and a reset throws away
    * what the peer has not read yet. So while we deliver we also read, and forget what comes; when all has left we end our
-   * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer.
+   * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer, one
+   * that sends on and on when it has sent a megabyte more: it is not about to read our answer.
    * This happens where something was unsent or unread at `close()`. A socket with neither is closed, as the system does it:
    * what is still on its way to it then is not waited for.
    */
@@ -866,8 +873,7 @@ export class Socket extends Pollable implements SocketLike {
    * sent may not have arrived, and letting go would be a reset. One read tells, as what is there arrives within a turn.
    */
   #endIfSilent(): void {
-    const hasSent = this.#leavingTo > 0;
-    if (!hasSent || this.#eof || this.#readError !== null || this.#writeError !== null) return this.#end();
+    if (this.#eof || this.#readError !== null || this.#writeError !== null) return this.#end();
     if (!this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
     setImmediate(() => {
       if (this.#eof) return; // It has ended meanwhile.
@@ -881,7 +887,8 @@ export class Socket extends Pollable implements SocketLike {
    * next one there again and again, nothing else of the program would ever run, the linger timer included. So there is a
    * pause now and then, which counts as a part of the read.
    */
-  #leaveLater(): void {
+  #leaveLater(n: number): void {
+    if (this.#leaving === null && (this.#dropped += n) > LEAVE_MAX) return this.#end();
     const ended = this.#eof || this.#readError !== null;
     if (ended || ++this.#leaveReads % LEAVE_READS !== 0) return this.#leave();
     this.#reading = true;
