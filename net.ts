@@ -257,6 +257,7 @@ export class DefaultSelector implements Selector {
     const now = performance.now();
     if (this.#hasWaited) this.#askedAt = now;
     this.#hasWaited = false;
+    this.poll(); // What was registered since the last look is armed by this, and may be ready after the turn.
     let turns = 1;
     if (now - this.#askedAt >= SYSTEM_INTERVAL) {
       this.#askedAt = now;

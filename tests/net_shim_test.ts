@@ -925,3 +925,14 @@ Deno.test("K5 what cannot be received or accepted from is refused where it is wr
   left.abort();
   right.abort();
 });
+
+Deno.test("selector: select(0) arms what was registered before its turn, and so can report it", async () => {
+  const [left, right] = socketPair();
+  left.send(bytes("here"));
+  const selector = new DefaultSelector();
+  selector.register(right, EVENT_READ);
+  assertEquals((await selector.select(0)).length, 1);
+  left.close();
+  right.close();
+  selector.close();
+});
