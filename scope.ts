@@ -141,6 +141,7 @@ export class TaskGroup {
   /** How many tasks have not ended. Those that have are forgotten: a group may live as long as a server. */
   #size = 0;
   #closed = false;
+  #used = false;
   #abandoned = false;
   readonly #empty = new ParkingLot("the tasks of its group");
   #errors = new Set<unknown>();
@@ -171,8 +172,9 @@ export class TaskGroup {
   /**
    * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
    * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
-   * goes on; if the wait is cancelled, so is the task. Where the type of what it says cannot be told from `body`, name it:
-   * `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`.
+   * goes on; if the wait is cancelled, so is the task, though it may have said so at that very moment. Where the type of what
+   * it says cannot be told from `body`, name it: `group.start<number>((started) => server(started, port))`. After trio's
+   * `nursery.start`.
    *
    * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it is cancelled by itself.
    * @throws {Error} If it ends without having said so, or the group's block has ended.
@@ -205,6 +207,7 @@ export class TaskGroup {
     task = this.#start(
       body((value) => {
         if (said) throw new Error(`Cannot start ${task ?? "a task"} twice: it has said already that it has started`);
+        if (task?.done) throw new Error(`Cannot start ${task}: it has ended`);
         said = { value };
         lot.unpark();
       }),
@@ -217,11 +220,9 @@ export class TaskGroup {
     try {
       yield* said ? checkpoint() : park(lot);
     } catch (error) {
-      if (!said) {
-        task.cancel(error instanceof Cancelled ? error.reason : undefined);
-        yield* shield(task.wait());
-        if (!said && task.error !== undefined) throw task.error; // nobody else would hear of it
-      }
+      task.cancel(error instanceof Cancelled ? error.reason : undefined);
+      yield* shield(task.wait());
+      if (!said && task.error !== undefined) throw task.error; // nobody else would hear of it
       throw error;
     }
     if (said) return (said as { value: V }).value;
@@ -241,6 +242,7 @@ export class TaskGroup {
     }
     const task = this.#owner.loop.createTask(coro, { name: options?.name, scope: this.#scope });
     this.#size++;
+    this.#used = true;
     return task;
   }
 
@@ -275,6 +277,7 @@ export class TaskGroup {
     try {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
+        if (!this.#used) yield* checkpoint(); // Whoever has nothing to start, again and again, lets others run.
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {
         if (this.#scope._owns(error)) cancelled = error;

@@ -1525,3 +1525,64 @@ Deno.test("G1 start: ready twice before the task is there is that error, not ano
     });
   });
 });
+
+Deno.test("G4 a start that is cancelled cancels its task, though that says just then that it is ready", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    function* quick(started: (port: number) => void): Coroutine {
+      try {
+        started(8080);
+        yield* sleep(1000);
+      } finally {
+        log.push("closed");
+      }
+    }
+    yield* taskGroup(function* (group) {
+      assertEquals(yield* moveOnAfter(0, group.start(quick)), undefined);
+      assertEquals([group.size, log, loop.time()], [0, ["closed"], 0]);
+    });
+  });
+});
+
+Deno.test("G2 start: what says that it is ready for a task that has ended gets the error, and the task's is not lost", async () => {
+  await simulate(function* () {
+    const error = yield* caught(taskGroup(function* (group) {
+      let say!: (n: number) => void;
+      function* late(): Coroutine {
+        yield* checkpoint();
+        yield* checkpoint();
+        say(7);
+      }
+      return yield* group.start<number>(function* (started) {
+        say = started;
+        group.createTask(late());
+        yield* checkpoint();
+        yield* checkpoint();
+        throw new Error("not lost");
+      });
+    }));
+    assertInstanceOf(error, AggregateError);
+    assertEquals(error.errors.map(({ message }: Error) => message).sort(), [
+      "Cannot start task 2: it has ended",
+      "not lost",
+    ]);
+  });
+});
+
+Deno.test("G1 a group in which nothing was started lets the others run, and is a place to be cancelled", async () => {
+  await simulate(function* ({ loop }) {
+    let stop = false;
+    loop.createTask(function* (): Coroutine {
+      stop = true;
+    }());
+    let rounds = 0;
+    for (; !stop && rounds < 100; rounds++) yield* taskGroup(function* () {});
+    assertEquals(rounds, 1);
+    assertEquals(yield* moveOnAfter(0, taskGroup(function* () {})), undefined);
+    const value = yield* taskGroup(function* (group) {
+      group.cancel();
+      return "what it returned";
+    });
+    assertEquals(value, "what it returned");
+  });
+});
