@@ -333,6 +333,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
       if (delimiter === NEWLINE) length = lineEnd(bytes, length);
       if (length > this.limit) {
         this.#skipping = delimiter;
+        this.#drop();
         throw new LimitError(what, this.limit);
       }
       if (at >= 0) return at;
@@ -343,13 +344,18 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /** Drops what was too long. It stays in force until it is done, also if it is cancelled. */
   *#skip(): Coroutine<void> {
-    while (this.#skipping) {
-      const bytes = this.#buffer.subarray(this.#from, this.#to);
-      const at = indexOf(bytes, this.#skipping, 0);
-      this.#take(at >= 0 ? at + this.#skipping.length : bytes.length - begun(bytes, this.#skipping));
-      if (at >= 0) this.#skipping = null;
-      else if (!(yield* this.#fill())) return void this.#take(this.#length);
+    while (this.#skipping && !this.#drop()) {
+      if (!(yield* this.#fill())) return void this.#take(this.#length);
     }
+  }
+
+  /** What of that is at hand. Returns whether that was all. */
+  #drop(): boolean {
+    const bytes = this.#buffer.subarray(this.#from, this.#to);
+    const at = indexOf(bytes, this.#skipping!, 0);
+    this.#take(at >= 0 ? at + this.#skipping!.length : bytes.length - begun(bytes, this.#skipping!));
+    if (at >= 0) this.#skipping = null;
+    return at >= 0;
   }
 
   // ---- The buffer ----------------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ Deno.test("ST1 the LimitError comes as soon as the line is too long, without wai
     const error = yield* thrown(LimitError, failAfter(10, stream.readLine()));
     assertEquals(error.name, "LimitError");
     assertEquals(error.message, "Cannot read a line: it is longer than the limit of 8 bytes");
+    assertEquals(stream.buffered, 0); // What no read will return does not count.
     // The rest is dropped by whatever reads next, also if that is cancelled meanwhile.
     sock.feed("abc");
     assertEquals(yield* moveOnAfter(10, stream.readLine()), undefined);
