@@ -519,6 +519,7 @@ function reviveError({ name, message, stack, cause }: ErrorParts): Error {
 function serveJobs(require: any, key: string): void {
   const port = require("node:worker_threads").parentPort;
   const process = require("node:process");
+  (globalThis as any).self ??= globalThis; // As in every other thread: this kind comes without.
   const known = new Map<string, (...args: any[]) => unknown>();
   // As text, since a registry that looks for imports would warn of one whose address it cannot know.
   const load: (module: string) => Promise<any> = (0, eval)("(module) => import(module)");

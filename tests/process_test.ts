@@ -215,6 +215,11 @@ test("P3 runInWorker returns what the function returns, or what its promise reso
   assertEquals(results, [5, new Map([["one", 1], ["two", 2]])]);
 });
 
+test("P3 a function finds the globals of a thread, self included", {}, async () => {
+  const look = () => [typeof self, self === globalThis, typeof structuredClone];
+  assertEquals(await run(() => runInWorker(look)), ["object", true, "function"]);
+});
+
 test("P3 runInWorker calls what a module exports", needs({ read: true }), async () => {
   const url = new URL("./process_jobs.ts", import.meta.url);
   await run(function* () {
