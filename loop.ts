@@ -168,6 +168,7 @@ export function checkpoint(): Coroutine<void> {
  * ```
  */
 export function until<T>(source: PromiseLike<T> | ((signal: AbortSignal) => PromiseLike<T>)): Coroutine<T> {
+  hush(source); // It may reject before the op is performed, in a task that has yet to begin.
   return perform(["until", source]);
 }
 
@@ -320,6 +321,8 @@ export class Loop {
   #platformTurned = 0;
   #running = false;
   #stopped = false;
+  /** Whether `stop()` has cut the band short, and some that were ready have not taken their step. */
+  #cutShort = false;
   /** Whether the loop is in `selector.select()`, and how it is woken if the selector cannot be. */
   #asleep = false;
   #rouse: (() => void) | null = null;
@@ -330,8 +333,13 @@ export class Loop {
   /** Whether the signal that `run` was given may still abort: what waits for nothing but that is not stuck. */
   #mayAbort = false;
 
-  /** Makes a loop; with no options, one that lives in the real world. */
+  /**
+   * Makes a loop; with no options, one that lives in the real world.
+   *
+   * @throws {TypeError} If one of `options` is not what it should be.
+   */
   constructor(options: LoopOptions = {}) {
+    checkLoopOptions(options);
     this.selector = options.selector ?? defaultWorld().selector();
     this.#clock = options.clock ?? defaultWorld().clock;
     this.network = options.network ?? defaultWorld().network;
@@ -376,6 +384,7 @@ export class Loop {
   }
 
   // ---- The article's socket operations -------------------------------------------------------------------------
+  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again.
 
   /**
    * Waits for a connection on `listener` and takes it, with the address of its client. What the platform makes of one that
@@ -388,8 +397,14 @@ export class Loop {
     if (typeof listener?.accept !== "function") {
       throw new TypeError(`Cannot accept from ${kind(listener)}: it is no listener`);
     }
-    yield ["read_wait", listener];
-    return listener.accept();
+    for (;;) {
+      yield ["read_wait", listener];
+      try {
+        return listener.accept();
+      } catch (error) {
+        waitOn(error);
+      }
+    }
   }
 
   /**
@@ -403,8 +418,14 @@ export class Loop {
   *sockRecv<B extends Uint8Array>(sock: SocketLike<B>, maxBytes: number): Coroutine<B> {
     if (typeof sock?.recv !== "function") throw noSocket(sock);
     checkMaxBytes(maxBytes);
-    yield ["read_wait", sock];
-    return sock.recv(maxBytes);
+    for (;;) {
+      yield ["read_wait", sock];
+      try {
+        return sock.recv(maxBytes);
+      } catch (error) {
+        waitOn(error);
+      }
+    }
   }
 
   /**
@@ -419,8 +440,14 @@ export class Loop {
     if (typeof sock?.recvInto !== "function") throw noSocket(sock);
     checkBytes("recv into", buffer);
     if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
-    yield ["read_wait", sock];
-    return sock.recvInto(buffer);
+    for (;;) {
+      yield ["read_wait", sock];
+      try {
+        return sock.recvInto(buffer);
+      } catch (error) {
+        waitOn(error);
+      }
+    }
   }
 
   /**
@@ -437,7 +464,11 @@ export class Loop {
     try {
       do {
         yield ["write_wait", sock];
-        sent += sock.send(sent === 0 ? data : data.subarray(sent));
+        try {
+          sent += sock.send(sent === 0 ? data : data.subarray(sent));
+        } catch (error) {
+          waitOn(error);
+        }
       } while (sent < data.length);
     } catch (error) {
       if (error instanceof Cancelled) error.bytesSent = sent;
@@ -455,8 +486,14 @@ export class Loop {
   *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
     if (typeof sock?.recvfrom !== "function") throw noSocket(sock);
     checkMaxBytes(maxBytes);
-    yield ["read_wait", sock];
-    return sock.recvfrom(maxBytes);
+    for (;;) {
+      yield ["read_wait", sock];
+      try {
+        return sock.recvfrom(maxBytes);
+      } catch (error) {
+        waitOn(error);
+      }
+    }
   }
 
   /**
@@ -468,15 +505,20 @@ export class Loop {
    */
   *sockSendto(sock: DatagramLike, data: Uint8Array, addr: Addr): Coroutine<number> {
     checkBytes("send", data);
-    let sent = 0;
+    let sent: number | undefined;
     beginSending(sock);
     try {
-      yield ["write_wait", sock];
-      sent = sock.sendto(data, addr);
-      yield ["write_wait", sock];
-      return sock.sent();
+      for (;;) {
+        yield ["write_wait", sock];
+        try {
+          if (sent !== undefined) return sock.sent();
+          sent = sock.sendto(data, addr);
+        } catch (error) {
+          waitOn(error);
+        }
+      }
     } catch (error) {
-      if (error instanceof Cancelled) error.bytesSent = sent;
+      if (error instanceof Cancelled) error.bytesSent = sent ?? 0;
       throw error;
     } finally {
       sock.sending = false;
@@ -603,7 +645,7 @@ export class Loop {
   /** The article's `while True`. */
   async #turns(finished: () => boolean): Promise<void> {
     while (!finished() && !this.#stopped) {
-      const selected = this.#select();
+      const selected = this.#cutShort ? [] : this.#select(); // What others are to find, those may be about to take.
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
       if (this.#suspect && events.length === 0) this.#checkDeadlock();
@@ -611,12 +653,11 @@ export class Loop {
       running = this;
       try {
         this.#turn(events);
-        this.#current = null; // What `onError` does is no task's doing.
-        if (this.#failed.length > 0) this.#reportFailed();
       } finally {
         running = outer;
-        this.#current = null;
+        this.#current = null; // What `onError` does is no task's doing.
       }
+      if (this.#failed.length > 0) await this.#reportSoon();
     }
   }
 
@@ -629,8 +670,8 @@ export class Loop {
       const key = events[i][0];
       this.selector.unregister(key.fileobj, key.events);
       if (!key.data?.op) continue; // It was cancelled while this turn was on its way.
-      if (key.fileobj.closed) this.fail(key.data, new ClosedError(`Cannot go on with ${key.fileobj}: it was closed`));
-      else this.wake(key.data);
+      if (key.fileobj.closed) this._fail(key.data, new ClosedError(`Cannot go on with ${key.fileobj}: it was closed`));
+      else this._wake(key.data);
     }
 
     // -- Time: who slept long enough is ready, scopes past their deadline are cancelled
@@ -638,7 +679,9 @@ export class Loop {
 
     // -- Tasks: who was ready when the band began takes a step
     this.#steps += this.ready.length;
-    for (let n = this.ready.length; n > 0 && !this.#stopped; n--) this.#step(this.ready.popleft()!);
+    let due = this.ready.length;
+    for (; due > 0 && !this.#stopped; due--) this.#step(this.ready.popleft()!);
+    this.#cutShort = due > 0;
   }
 
   /** The article's `op, *args = self.current_task.send(None)`. */
@@ -655,7 +698,7 @@ export class Loop {
       this.#perform(task, result.value);
     } catch (error) { // of a clock, or of an op that throws when it is looked at
       task._op ??= CHECKPOINT;
-      this.fail(task, error);
+      this._fail(task, error);
     }
   }
 
@@ -678,7 +721,7 @@ export class Loop {
     } catch (error) {
       if (!task._op) return this._report(error, task); // The wait was over already when its handler threw.
       task._pending = null;
-      this.fail(task, error);
+      this._fail(task, error);
     }
   }
 
@@ -754,7 +797,7 @@ export class Loop {
     const now = this.time();
     for (let timer = this._timers.first; timer && timer.time <= now; timer = this._timers.first) {
       this._timers.remove(timer);
-      if (timer.target instanceof Task) this.wake(timer.target);
+      if (timer.target instanceof Task) this._wake(timer.target);
       else timer.target._expire(now);
     }
   }
@@ -762,27 +805,39 @@ export class Loop {
   // ---- Ops -----------------------------------------------------------------------------------------------------
 
   /**
-   * Teaches this loop a new op.
+   * Teaches this loop a new op. Whoever waits for it waits for something outside, as far as the loop can know: that nothing
+   * will ever end the wait is no {@linkcode DeadlockError}. What tasks wait for from each other is built on `park`.
    *
    * @throws {TypeError} If it knows the op already, or `handler` lacks `start` or `cancel`.
    *
    * @example
    * ```ts
-   * import { type Coroutine, Loop } from "@yieldloop/yieldloop";
+   * import { type Coroutine, Loop, type Task } from "@yieldloop/yieldloop";
    * import { assertEquals } from "@std/assert";
    *
-   * function* double(n: number): Coroutine<number> {
-   *   return yield ["double", n];
-   * }
    * const loop = new Loop();
-   * loop.addOp<[n: number]>("double", {
-   *   start: (task, n) => loop.wake(task, n * 2),
-   *   cancel: () => {},
+   * const timers = new WeakMap<Task, ReturnType<typeof setTimeout>>();
+   * loop.addOp("after", {
+   *   start: (task, ms: number, value: unknown) => {
+   *     timers.set(task, setTimeout(() => loop.wake(task, value), ms));
+   *   },
+   *   cancel: (task) => clearTimeout(timers.get(task)), // what wakes it later would end another wait
    * });
-   * assertEquals(await loop.run(double(21)), 42);
+   *
+   * function* after<T>(ms: number, value: T): Coroutine<T> {
+   *   return yield ["after", ms, value];
+   * }
+   * assertEquals(await loop.run(after(1, "done")), "done");
    * ```
    */
-  addOp<Args extends readonly any[]>(name: string, handler: OpHandler<Args>): void {
+  addOp<Args extends readonly any[]>(
+    name: string,
+    handler: Pick<OpHandler<Args>, "start"> & {
+      // Not `Args` plainly, which would be looked for here too: a `cancel` that leaves some out does not say there are fewer.
+      cancel(task: Task<any>, ...args: Args extends infer A extends readonly any[] ? A : never): void;
+    },
+  ): void {
+    if (typeof name !== "string") throw new TypeError(`Cannot add op ${kind(name)}: its name must be a string`);
     if (typeof handler?.start !== "function" || typeof handler.cancel !== "function") {
       throw new TypeError(`Cannot add op "${name}": its handler needs the functions start and cancel`);
     }
@@ -791,21 +846,42 @@ export class Loop {
   }
 
   /**
-   * Ends the wait of `task`: its `yield` returns `value`. For op handlers.
+   * Ends the wait of `task`: its `yield` returns `value`. For the handlers of ops that were added.
    *
-   * @throws {Error} If the task does not wait.
+   * @throws {Error} If the task does not wait, is another loop's, or waits for an op of the kernel's.
    */
   wake(task: Task<any>, value?: unknown): void {
+    this.#checkWait(task);
+    this._wake(task, value);
+  }
+
+  /**
+   * Ends the wait of `task`: its `yield` throws `error`. For the handlers of ops that were added.
+   *
+   * @throws {Error} If the task does not wait, is another loop's, or waits for an op of the kernel's.
+   */
+  fail(task: Task<any>, error: unknown): void {
+    this.#checkWait(task);
+    this._fail(task, error);
+  }
+
+  /** A handler that does not take its op back, and wakes the task late, must not end another wait by it. */
+  #checkWait(task: Task<any>): void {
+    if (task.loop !== this) throw new Error(`Cannot wake ${task}: it is a task of another loop`);
+    const name = task._op?.[0];
+    if (KERNEL_OPS.some(([known]) => known === name)) {
+      throw new Error(`Cannot wake ${task}: it waits for ${name}, which ends by itself`);
+    }
+  }
+
+  /** @internal */
+  _wake(task: Task<any>, value?: unknown): void {
     this.#resume(task);
     task._value = value;
   }
 
-  /**
-   * Ends the wait of `task`: its `yield` throws `error`. For op handlers.
-   *
-   * @throws {Error} If the task does not wait.
-   */
-  fail(task: Task<any>, error: unknown): void {
+  /** @internal */
+  _fail(task: Task<any>, error: unknown): void {
     this.#resume(task);
     task._value = error;
     task._throws = true;
@@ -885,6 +961,18 @@ export class Loop {
     if (!this.#running) this.#reportFailed(); // No turn will do it.
   }
 
+  /** Async code of this very turn that awaits a task, as in `until(Promise.all([task]))`, asks for its outcome after it. */
+  async #reportSoon(): Promise<void> {
+    await null;
+    const outer = running;
+    running = this;
+    try {
+      this.#reportFailed();
+    } finally {
+      running = outer;
+    }
+  }
+
   #reportFailed(): void {
     const failed = this.#failed;
     this.#failed = [];
@@ -928,7 +1016,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
     start(task, sock: Selectable) {
       // Nearly always a socket takes bytes at once. Then there is nothing to watch, and the turn needs no poll to see it.
       const { loop } = task;
-      if (loop.selector.isReady?.(sock, EVENT_WRITE)) loop.wake(task);
+      if (loop.selector.isReady?.(sock, EVENT_WRITE)) loop._wake(task);
       else loop.selector.register(sock, EVENT_WRITE, task);
     },
     cancel: (task, sock: Selectable) => task.loop.selector.unregister(sock, EVENT_WRITE),
@@ -941,14 +1029,14 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
     cancel: (task) => task.loop._timers.remove(task._pending as Timer),
   }],
   ["checkpoint", {
-    start: (task) => task.loop.wake(task),
+    start: (task) => task.loop._wake(task),
     cancel: () => {},
   }],
   ["call", {
     start(task, coro: Coroutine<any>) {
       checkCoroutine(coro, "call");
       task._call(coro);
-      task.loop.wake(task);
+      task.loop._wake(task);
     },
     cancel: () => {},
   }],
@@ -973,8 +1061,8 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
         return; // otherwise `source` has cancelled the task
       }
       Promise.resolve(promise).then(
-        (value) => endWait(wait, (task) => task.loop.wake(task, value)),
-        (error) => endWait(wait, (task) => task.loop.fail(task, error)),
+        (value) => endWait(wait, (task) => task.loop._wake(task, value)),
+        (error) => endWait(wait, (task) => task.loop._fail(task, error)),
       );
     },
     cancel(task) {
@@ -1009,9 +1097,9 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
     try {
       value = other.result();
     } catch (error) {
-      return task.loop.fail(task, error);
+      return task.loop._fail(task, error);
     }
-    task.loop.wake(task, value);
+    task.loop._wake(task, value);
   };
   task.loop._noteWait(other.loop);
   task.loop._parked += parks;
@@ -1055,6 +1143,7 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
   if (typeof thing === "function") {
     return new TypeError(`${cannot} a function: call it, as in ${asIn(`${thing.name || "f"}()`)}`);
   }
+  if (thing instanceof Task) return new TypeError(`${cannot} a task: it runs already; wait for it with task.join()`);
   if (typeof thing?.then === "function") {
     hush(thing); // Its own error must not end the program: the mistake is another.
     return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
@@ -1080,12 +1169,30 @@ function noSocket(sock: unknown): TypeError {
   return new TypeError(`Cannot recv on ${kind(sock)}: it is no socket to receive from`);
 }
 
+/** What a socket was ready for has gone to somebody else: who waited for it waits on. Any other error is thrown. */
+function waitOn(error: unknown): void {
+  if (!(error instanceof WouldBlock)) throw error;
+}
+
 function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
   if (typeof (sock?.send ?? sock?.sendto) !== "function") {
     throw new TypeError(`Cannot send on ${kind(sock)}: it is no socket`);
   }
   if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
   sock.sending = true;
+}
+
+function checkLoopOptions({ selector, clock, onError, trace }: LoopOptions): void {
+  for (const [name, hook] of Object.entries({ onError, trace })) {
+    if (hook === undefined || typeof hook === "function") continue;
+    throw new TypeError(`Cannot make a loop with the ${name} ${kind(hook)}: it must be a function`);
+  }
+  if (clock !== undefined && typeof clock?.now !== "function") {
+    throw new TypeError(`Cannot make a loop with the clock ${kind(clock)}: it needs the function now`);
+  }
+  if (selector !== undefined && typeof selector?.select !== "function") {
+    throw new TypeError(`Cannot make a loop with the selector ${kind(selector)}: it needs the function select`);
+  }
 }
 
 /** Throws `TypeError` if `signal` is given and no `AbortSignal`. For the other modules here. */
@@ -1135,6 +1242,7 @@ export function kind(value: unknown): string {
   if (typeof value === "function") return "a function";
   if (typeof value !== "object" || value === null) return String(value);
   try {
+    if (Object.prototype.toString.call(value) === "[object Generator]") return "a coroutine";
     return `a value of type ${value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)}`;
   } catch {
     return "a value that cannot be looked at";
@@ -1296,8 +1404,13 @@ export class Task<T = any> implements PromiseLike<T> {
     return own;
   }
 
-  /** Calls `callback` when the task has ended; at once if it has. Whoever asks for this takes charge of its error. */
+  /**
+   * Calls `callback` when the task has ended; at once if it has. Whoever asks for this takes charge of its error.
+   *
+   * @throws {TypeError} If `callback` is no function.
+   */
   addDoneCallback(callback: (task: Task<T>) => void): void {
+    if (typeof callback !== "function") throw new TypeError(`Cannot call back ${kind(callback)}: it is no function`);
     this._watchers++;
     if (this.done) callback(this);
     else if (this.#callbacks) this.#callbacks.push(callback);
@@ -1306,9 +1419,11 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** Takes `callback` back, if it was not called yet: whoever does so takes charge of the task's error no more. */
   removeDoneCallback(callback: (task: Task<T>) => void): void {
-    const i = this.#callbacks?.lastIndexOf(callback) ?? -1;
+    const callbacks = this.#callbacks ?? [];
+    const i = callbacks.indexOf(callback);
     if (i < 0) return;
-    this.#callbacks!.splice(i, 1);
+    if (i === 0) callbacks.shift(); // As many do that are cancelled one after the other. It takes constant time.
+    else callbacks.splice(i, 1);
     this.loop._unwatch(this);
   }
 
@@ -2044,7 +2159,7 @@ export class ParkingLot<T = void> {
     if (!task) return null;
     this._remove(task);
     task.loop._noteOrigin();
-    task.loop.wake(task, value);
+    task.loop._wake(task, value);
     return task;
   }
 
@@ -2111,7 +2226,8 @@ export interface Selector {
   /** Ends the watch; given `events`, only for those. */
   unregister(fileobj: Selectable, events?: number): void;
   /**
-   * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what.
+   * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what. What
+   * has been closed counts as ready: whoever waits for it hears of it so.
    * `select(0)` lets the platform's own event loop turn once. With `again` another `select` will follow, or a `wakeup`: what
    * was set up to end this one may be kept until then.
    */

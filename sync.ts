@@ -22,6 +22,7 @@ import {
   type Coroutine,
   currentTask,
   Deque,
+  hush,
   kind,
   park,
   ParkingLot,
@@ -279,8 +280,13 @@ export class Condition {
   readonly #lock: Lock;
   readonly #waiters = new ParkingLot("Condition.wait");
 
-  /** Makes a condition on `lock`, by default on one of its own. */
+  /**
+   * Makes a condition on `lock`, by default on one of its own.
+   *
+   * @throws {TypeError} If `lock` is none.
+   */
   constructor(lock: Lock = new Lock()) {
+    if (!(lock instanceof Lock)) throw new TypeError(`Cannot make a condition on ${kind(lock)}: it is no Lock`);
     this.#lock = lock;
   }
 
@@ -314,11 +320,16 @@ export class Condition {
     }
   }
 
-  /** Waits until `predicate()` holds, looking again each time it is notified. */
+  /**
+   * Waits until `predicate()` holds, looking again each time it is notified.
+   *
+   * @throws {TypeError} If `predicate` is no function, or returns a promise or a coroutine.
+   * @throws {Error} If the current task does not hold the lock.
+   */
   *waitFor(predicate: () => boolean): Coroutine<void> {
     this.#check("wait for");
-    if (predicate()) yield* checkpoint(); // It holds the lock meanwhile, so that what was true should be so still.
-    while (!predicate()) yield* this.wait();
+    if (holds(predicate)) yield* checkpoint(); // It has the lock meanwhile, so that what was true should be so still.
+    while (!holds(predicate)) yield* this.wait();
   }
 
   /**
@@ -343,6 +354,14 @@ export class Condition {
   #check(what: string): void {
     if (!this.#lock.held) throw new Error(`Cannot ${what} the condition: the current task does not hold its lock`);
   }
+}
+
+function holds(predicate: () => unknown): boolean {
+  if (typeof predicate !== "function") throw new TypeError(`Cannot wait for ${kind(predicate)}: it is no function`);
+  const result = predicate() as { then?: unknown; next?: unknown } | undefined;
+  if (typeof (result?.then ?? result?.next) !== "function") return Boolean(result);
+  hush(result);
+  throw new TypeError("Cannot wait for a predicate that has to wait itself: it must return a boolean at once");
 }
 
 // ----------------------------------------------------------------------------------------------------------------

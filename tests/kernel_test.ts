@@ -11,6 +11,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import {
+  type Addr,
   all,
   call,
   Cancelled,
@@ -23,6 +24,7 @@ import {
   DeadlockError,
   Event,
   EVENT_READ,
+  EVENT_WRITE,
   listen,
   Loop,
   moveOnAfter,
@@ -34,11 +36,13 @@ import {
   type Selector,
   shield as shielded,
   sleep,
+  type SocketLike,
   socketPair,
   type Task,
   TaskError,
   taskGroup,
   until,
+  WouldBlock,
   writeWait,
 } from "../mod.ts";
 import { runningLoopOrNull } from "../loop.ts";
@@ -1913,4 +1917,146 @@ Deno.test("K16 a wait for a promise that stays leaves hardly anything with it", 
   const args = ["eval", "--v8-flags=--expose-gc", program];
   const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(20_000) });
   assertEquals(new TextDecoder().decode((await command.output()).stdout), "little\n");
+});
+
+Deno.test("K16 N15 a promise that is refused before the task that is to wait for it has begun is nobody's end", async () => {
+  const { loop } = simulation();
+  const failing = () => Promise.reject(new Error("expected"));
+  await loop.run((function* (): Coroutine<void> {
+    for (let i = 0; i < 1500; i++) { // In some of these rounds the platform turns in between.
+      const wait = i % 2 ? until(failing()) : moveOnAfter(10, until(failing()));
+      assertInstanceOf(yield* thrownBy(() => all([wait])), Error);
+    }
+  })());
+});
+
+Deno.test("K8 K16 a task that async code awaits within an until is not reported: its error was taken", async () => {
+  const { loop, errors } = simulation();
+  function* failing(): Coroutine {
+    yield* checkpoint();
+    throw new Error("taken");
+  }
+  await loop.run((function* (): Coroutine<void> {
+    for (const later of [(task: Task) => Promise.all([task]), async (task: Task) => void await task]) {
+      assertEquals(((yield* thrownBy(() => until(later(loop.createTask(failing()))))) as Error).message, "taken");
+    }
+    loop.createTask(failing());
+    yield* sleep(1);
+  })());
+  assertEquals(errors.map(({ task }) => task?.id), [4]);
+});
+
+Deno.test("K12 who was about to take a step when stop() came takes it before others get what it was woken for", async () => {
+  const { loop } = simulation();
+  const [a, b] = socketPair();
+  const got: string[] = [];
+  function* reader(name: string): Coroutine {
+    got.push(`${name} ${(yield* loop.sockRecv(a, 10)).length}`);
+  }
+  const first = loop.createTask(reader("first"));
+  loop.createTask((function* (): Coroutine {
+    yield* checkpoint();
+    while (first.op) yield* checkpoint();
+    yield* reader("second");
+  })());
+  loop.createTask((function* (): Coroutine {
+    yield* checkpoint();
+    yield* loop.sockSendall(b, new Uint8Array(3));
+    while (first.op) yield* checkpoint();
+    loop.stop();
+    yield* sleep(1);
+    b.close();
+  })());
+  await loop.runForever();
+  await loop.runForever();
+  a.close();
+  assertEquals(got, ["first 3", "second 0"]);
+});
+
+Deno.test("K17 a handler that wakes its task late, or another loop's, ends no other wait", async () => {
+  const { loop } = simulation();
+  const other = new Loop();
+  await loop.run((function* (): Coroutine<void> {
+    let late!: Task;
+    loop.addOp("forgetful", { start: (task) => late = task, cancel() {} });
+    yield* moveOnAfter(
+      5,
+      (function* (): Coroutine {
+        yield ["forgetful"];
+      })(),
+    );
+    const wakers = [() => loop.wake(late), () => loop.fail(late, new Error("late"))];
+    const event = new Event();
+    loop.createTask((function* (): Coroutine {
+      for (const wake of wakers) assertThrows(wake, Error, "which ends by itself");
+      yield* checkpoint();
+      for (const wake of wakers) assertThrows(wake, Error, "it waits for park");
+      event.set();
+    })());
+    const began = loop.time();
+    yield* sleep(100);
+    assertEquals(loop.time() - began, 100);
+    event.clear();
+    loop.createTask((function* (): Coroutine {
+      for (const wake of wakers) assertThrows(wake, Error, 'Cannot wake task 1 "main": it waits for park');
+      assertThrows(() => other.wake(late), Error, "it is a task of another loop");
+      event.set();
+    })());
+    yield* event.wait();
+  })());
+});
+
+Deno.test("K17 the types of an op's arguments are found in its start, whatever cancel leaves out", () => {
+  const { loop } = simulation();
+  loop.addOp("a", { start: (task, n: number) => loop.wake(task, n.toFixed()), cancel() {} });
+  loop.addOp("b", { start: (task, n: number, s: string) => loop.wake(task, s.at(n)), cancel: (task) => task.id });
+  loop.addOp("c", { start: (task, n: number, s: string) => loop.wake(task, s.at(n)), cancel: (_, n) => n.toFixed() });
+  // @ts-expect-error It has them as start has.
+  loop.addOp("d", { start: (task, n: number) => loop.wake(task, n), cancel: (_, s: string) => s.at(0) });
+  assertThrows(() => loop.addOp(5 as never, { start() {}, cancel() {} }), TypeError, "op 5: its name must be a string");
+});
+
+Deno.test("K6 what cannot be an option, a callback or a coroutine is refused where it is written", () => {
+  assertThrows(() => new Loop({ trace: "x" as never }), TypeError, 'the trace "x": it must be a function');
+  assertThrows(() => new Loop({ onError: 5 as never }), TypeError, "the onError 5: it must be a function");
+  assertThrows(() => new Loop({ clock: {} as never }), TypeError, "it needs the function now");
+  assertThrows(() => new Loop({ selector: null as never }), TypeError, "it needs the function select");
+  const { loop } = simulation();
+  const task = loop.createTask(sleep(1));
+  assertThrows(() => task.addDoneCallback(5 as never), TypeError, "Cannot call back 5: it is no function");
+  assertThrows(() => loop.createTask(task as never), TypeError, "from a task: it runs already; wait for it with");
+  assertThrows(() => moveOnAfter(sleep(1) as never, 10 as never), RangeError, "for a coroutine ms");
+  return loop.runForever();
+});
+
+Deno.test("N3 what would block though it was ready has gone to somebody else: every socket operation waits on", async () => {
+  await simulate(function* ({ loop }) {
+    const addr = { transport: "udp", hostname: "127.0.0.1", port: 1 } as const;
+    /** Each call of it would block the first time. */
+    class Contended extends FakeSocket {
+      readonly tried: string[] = [];
+      override ready = EVENT_READ | EVENT_WRITE;
+      #second<T>(what: string, value: T): T {
+        this.tried.push(what);
+        if (this.tried.filter((one) => one === what).length === 1) throw new WouldBlock("Somebody was quicker");
+        return value;
+      }
+      recv = () => this.#second("recv", new Uint8Array(1));
+      recvInto = () => this.#second("recvInto", 2);
+      accept = (): [SocketLike, Addr] => this.#second("accept", [this, addr]);
+      recvfrom = (): [Uint8Array, Addr] => this.#second("recvfrom", [new Uint8Array(3), addr]);
+      send = (data: Uint8Array) => this.#second("send", data.length);
+      sendto = (data: Uint8Array) => this.#second("sendto", data.length);
+      sent = () => this.#second("sent", 5);
+    }
+    const sock = new Contended();
+    assertEquals((yield* loop.sockRecv(sock, 10)).length, 1);
+    assertEquals(yield* loop.sockRecvInto(sock, new Uint8Array(10)), 2);
+    assertEquals((yield* loop.sockAccept(sock))[1], addr);
+    assertEquals((yield* loop.sockRecvfrom(sock, 10))[0].length, 3);
+    yield* loop.sockSendall(sock, new Uint8Array(4));
+    assertEquals(yield* loop.sockSendto(sock, new Uint8Array(5), addr), 5);
+    const calls = ["recv", "recvInto", "accept", "recvfrom", "send", "sendto", "sent"];
+    assertEquals(sock.tried, calls.flatMap((call) => [call, call]));
+  });
 });

@@ -245,6 +245,24 @@ battery("N3 a second reader gets BusyError, the first is served", function* ({ l
   assertEquals(text(yield* first.join()), "x");
 });
 
+battery("N3 who waits to read waits on if what has arrived goes to another", function* ({ loop, client, server }) {
+  const waiting = loop.createTask(loop.sockRecv(server, 10));
+  yield* checkpoint();
+  yield* loop.sockSendall(client, bytes("for the other"));
+  for (let taken = 0; taken === 0;) {
+    try {
+      taken = server.recv(100).length; // It does not wait, so nobody is busy.
+    } catch (error) {
+      assertInstanceOf(error, WouldBlock);
+      yield* checkpoint();
+    }
+  }
+  yield* sleep(1);
+  assert(!waiting.done);
+  yield* loop.sockSendall(client, bytes("for it"));
+  assertEquals(text(yield* waiting.join()), "for it");
+});
+
 battery("N3 a second writer gets BusyError at any moment, the first is served", function* (scene) {
   const { loop, client, server } = scene;
   const data = pattern(2 * MB);

@@ -1143,3 +1143,20 @@ Deno.test("S1 lock, semaphore of one, condition and queue of one exclude each ot
     });
   }
 });
+
+Deno.test("S3 a condition refuses a lock that is none, and a predicate that would have to wait itself", async () => {
+  assertThrows(() => new Condition(5 as never), TypeError, "on 5: it is no Lock");
+  await simulate(function* () {
+    const condition = new Condition();
+    using _guard = yield* condition.acquire();
+    for (const wrong of [async () => await false, function* () {}, () => Promise.reject(new Error("unheard"))]) {
+      const error = yield* caught(condition.waitFor(wrong as never));
+      assertInstanceOf(error, TypeError);
+      assertEquals(
+        error.message,
+        "Cannot wait for a predicate that has to wait itself: it must return a boolean at once",
+      );
+    }
+    assertEquals((yield* caught(condition.waitFor(true as never))).message, "Cannot wait for true: it is no function");
+  });
+});
