@@ -151,8 +151,8 @@ export function checkpoint(): Coroutine<void> {
 
 /**
  * Waits for a promise: resolves to its value, throws what it rejects with. Given a function, calls it with an
- * `AbortSignal` that aborts if the wait is cancelled; what the promise does after that is ignored. The op is
- * `["until", source]`.
+ * `AbortSignal` that aborts if the wait is cancelled; what the promise does after that is ignored. So a value that has to be
+ * closed is the function's to close, if the signal has aborted by the time it is there. The op is `["until", source]`.
  *
  * @throws {TypeError} If `source` is no promise, and no function that returns one.
  *
@@ -2397,7 +2397,8 @@ export class BusyError extends Error {
 
 /**
  * Thrown by `run` and `runForever` when nothing can ever wake the tasks that are left: no timer, socket or promise that the
- * loop knows of. If a callback it cannot know of will wake one, but perhaps only after a second, let a task wait for a
+ * loop knows of. A task that not even its cancellation can end, as it waits for ever in a shield, stays, and the next run
+ * ends so too. If a callback it cannot know of will wake one, but perhaps only after a second, let a task wait for a
  * promise meanwhile (`until`).
  */
 export class DeadlockError extends Error {

@@ -1605,12 +1605,14 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
 }
 
 /**
- * Connects to a TCP address or a Unix path. Options are `Deno.connect`'s. Cancelled, it leaves no connection behind.
+ * Connects to a TCP address or a Unix path. Options are `Deno.connect`'s, or the address of a listener or socket. Cancelled,
+ * it leaves no connection behind.
  *
  * @throws {RangeError} If the port is none.
+ * @throws {TypeError} If the transport is another.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  */
-export function* connect(options: ConnectOptions): Coroutine<Socket> {
+export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
   return (yield* network().connect(options)) as Socket;
 }
 

@@ -199,7 +199,8 @@ export interface WorkerPoolOptions {
  * called; that needs the permission to read it.
  *
  * An error thrown in there is thrown here, with its name, message, stack and cause, as one of the built-in classes or a
- * plain `Error`; so is one that nobody caught in there. What it posts by `postMessage` goes nowhere.
+ * plain `Error`; so is one that nobody caught in there. What it posts by `postMessage` goes nowhere; to tell how far it is,
+ * give it a `MessagePort` among the arguments, and in `transfer`.
  *
  * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
  * @throws {Error} If the worker ends without a result.

@@ -936,3 +936,22 @@ Deno.test("selector: select(0) arms what was registered before its turn, and so 
   right.close();
   selector.close();
 });
+
+Deno.test(
+  "N9 connect takes the address of a listener or a socket, and refuses one that is no stream's",
+  needs({ net: true }),
+  async () => {
+    const loop = new Loop();
+    await loop.run((function* (): Coroutine {
+      using listener = listen({ hostname: "127.0.0.1", port: 0 });
+      const addr: Addr = listener.addr;
+      using client = yield* connect(addr);
+      const [server] = yield* loop.sockAccept(listener);
+      assertEquals(client.remoteAddr, server.localAddr);
+      server.close();
+      const error = yield* thrownBy(connect({ ...addr, transport: "udp" } as Addr));
+      assertInstanceOf(error, TypeError);
+      assertEquals(error.message, 'Cannot connect to transport "udp": it must be "tcp" or "unix"');
+    })());
+  },
+);
