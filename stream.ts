@@ -39,7 +39,6 @@ import {
   type Loop,
   park,
   ParkingLot,
-  readWait,
   runningLoop,
   sleep,
   type SocketLike,
@@ -315,8 +314,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     if (this.#eof) {
       yield* checkpoint();
     } else {
-      yield* readWait(this.sock);
-      const bytes = this.sock.recv(max);
+      const bytes = yield* runningLoop().sockRecv(this.sock, max);
       if (bytes.length === 0) this.#eof = true;
       else this.#append(bytes);
     }

@@ -25,6 +25,7 @@ import {
   type StreamOptions,
   TimeoutError,
   until,
+  WouldBlock,
 } from "../mod.ts";
 import { battery } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
@@ -654,6 +655,23 @@ battery("ST1 ST2 ST5 a stream: lines, a megabyte, half-close", function* (scene)
 
   const [_, back] = yield* all([serve(new Stream(scene.server)), ask(new Stream(scene.client))]);
   assert(back.every((byte, i) => byte === data[i]) && back.length === data.length);
+});
+
+battery("ST2 N3 a read whose bytes another task takes from the socket waits on", function* ({ loop, client, server }) {
+  const stream = new Stream(server);
+  const line = loop.createTask(stream.readLine());
+  yield* checkpoint();
+  yield* loop.sockSendall(client, bytes("not for the stream"));
+  for (let taken = 0; taken === 0;) {
+    try {
+      taken = server.recv(100).length;
+    } catch (error) {
+      assertInstanceOf(error, WouldBlock);
+      yield* checkpoint();
+    }
+  }
+  yield* loop.sockSendall(client, bytes("a line\n"));
+  assertEquals(yield* line.join(), "a line");
 });
 
 battery("ST2 C7 a read that timed out leaves the bytes, all of them, to the next", function* ({ client, server }) {
