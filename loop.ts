@@ -168,7 +168,6 @@ export function checkpoint(): Coroutine<void> {
  * ```
  */
 export function until<T>(source: PromiseLike<T> | ((signal: AbortSignal) => PromiseLike<T>)): Coroutine<T> {
-  hush(source); // It may reject before the op is performed, in a task that has yet to begin.
   return perform(["until", source]);
 }
 
@@ -321,8 +320,8 @@ export class Loop {
   #platformTurned = 0;
   #running = false;
   #stopped = false;
-  /** Whether `stop()` has cut the band short, and some that were ready have not taken their step. */
-  #cutShort = false;
+  /** How many that were ready have not taken their step, as `stop()` has cut the band short. */
+  #rest = 0;
   /** Whether the loop is in `selector.select()`, and how it is woken if the selector cannot be. */
   #asleep = false;
   #rouse: (() => void) | null = null;
@@ -645,7 +644,7 @@ export class Loop {
   /** The article's `while True`. */
   async #turns(finished: () => boolean): Promise<void> {
     while (!finished() && !this.#stopped) {
-      const selected = this.#cutShort ? [] : this.#select(); // What others are to find, those may be about to take.
+      const selected = this.#rest > 0 ? [] : this.#select(); // What others are to find, the rest may be about to take.
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
       if (this.#suspect && events.length === 0) this.#checkDeadlock();
@@ -678,10 +677,10 @@ export class Loop {
     if (this._timers.length > 0) this.#fireTimers();
 
     // -- Tasks: who was ready when the band began takes a step
-    this.#steps += this.ready.length;
-    let due = this.ready.length;
+    let due = this.#rest || this.ready.length;
+    this.#steps += due;
     for (; due > 0 && !this.#stopped; due--) this.#step(this.ready.popleft()!);
-    this.#cutShort = due > 0;
+    this.#rest = due;
   }
 
   /** The article's `op, *args = self.current_task.send(None)`. */
@@ -836,13 +835,16 @@ export class Loop {
       // Not `Args` plainly, which would be looked for here too: a `cancel` that leaves some out does not say there are fewer.
       cancel(task: Task<any>, ...args: Args extends infer A extends readonly any[] ? A : never): void;
     },
-  ): void {
+  ): void;
+  /** The same, for a handler whose type is known. */
+  addOp<Args extends readonly any[]>(name: string, handler: OpHandler<Args>): void;
+  addOp(name: string, handler: OpHandler): void {
     if (typeof name !== "string") throw new TypeError(`Cannot add op ${kind(name)}: its name must be a string`);
     if (typeof handler?.start !== "function" || typeof handler.cancel !== "function") {
       throw new TypeError(`Cannot add op "${name}": its handler needs the functions start and cancel`);
     }
     if (this.#ops.has(name)) throw new TypeError(`Cannot add op "${name}": this loop knows it already`);
-    this.#ops.set(name, handler as unknown as OpHandler);
+    this.#ops.set(name, handler);
   }
 
   /**
@@ -1124,6 +1126,7 @@ function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
     throw new TypeError(`${cannot} this coroutine: it already was given to a task; call its function again`);
   }
   coro[TAKEN] = true;
+  hush(coro);
 }
 
 /** Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. For the other modules here. */
@@ -1206,12 +1209,20 @@ export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
 
-/** Nobody will wait for the promises in `op`, or in ops within it: their errors must not end the program. For `all` too. */
+/** Promises that were hushed: once is enough, and each time would stay with a promise that stays. */
+const HUSHED = new WeakSet<Promise<unknown>>();
+
+/**
+ * Nobody waits for the promises in `op`, or in ops within it, or not yet: that they are refused must not end the program.
+ * For the other modules here too.
+ */
 export function hush(op: unknown): void {
   try {
     for (const part of Array.isArray(op) ? op : [op]) {
-      if (part instanceof Promise) part.catch(() => {});
-      else if (part instanceof SingleOp) hush(part._op);
+      if (part instanceof Promise) {
+        if (!HUSHED.has(part)) Promise.prototype.then.call(part, undefined, () => {});
+        HUSHED.add(part);
+      } else if (part instanceof SingleOp) hush(part._op);
     }
   } catch {
     // It throws when it is looked at.
@@ -1422,7 +1433,7 @@ export class Task<T = any> implements PromiseLike<T> {
     const callbacks = this.#callbacks ?? [];
     const i = callbacks.indexOf(callback);
     if (i < 0) return;
-    if (i === 0) callbacks.shift(); // As many do that are cancelled one after the other. It takes constant time.
+    if (i === 0) callbacks.shift(); // As those do that are cancelled one after the other: cheaper than to move all others.
     else callbacks.splice(i, 1);
     this.loop._unwatch(this);
   }
@@ -1769,6 +1780,7 @@ export class CancelScope {
     if (this.#cancelCalled) return;
     this.#cancelCalled = true;
     this.#reason = reason;
+    this.#dropTimer(); // There is nothing left for it to do.
     this.#spread();
   }
 
@@ -1778,14 +1790,18 @@ export class CancelScope {
   }
   set deadline(time: number) {
     checkDeadline(time);
-    if (this.#timer) this.#loop._timers.remove(this.#timer);
-    this.#timer = null;
+    this.#dropTimer();
     this.#deadline = time;
     if (time === Infinity || this.#left || this.#cancelCalled) return;
     this.#timer = this.#loop._timers.add(time, this);
     this.#loop._noteTimer();
     if (this._timed) return;
     for (const member of this._walk()) if (member instanceof CancelScope) member._timed = true;
+  }
+
+  #dropTimer(): void {
+    if (this.#timer) this.#loop._timers.remove(this.#timer);
+    this.#timer = null;
   }
 
   /** Whether the block is shielded from what happens to the scopes outside. It can be changed. */
@@ -1873,8 +1889,7 @@ export class CancelScope {
   _leave(): void {
     if (this.#left) return; // Its task was given up, and somebody returns the coroutine by hand.
     this.#left = true;
-    if (this.#timer) this.#loop._timers.remove(this.#timer);
-    this.#timer = null;
+    this.#dropTimer();
     // A task that was put into this scope and outlives it keeps it in the tree, so that it can still be reached.
     if (!this._first) this._parent?._remove(this);
     else if (this.#shield) this.shield = false;

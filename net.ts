@@ -73,8 +73,9 @@ const SYSTEM_INTERVAL = 5;
 const SYSTEM_TURNS = 64;
 /** How long a closed socket may go on delivering what it had accepted, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
-/** How much a closed socket that has delivered goes on to read and drop, in bytes: more is no answer still on its way. */
-const LEAVE_MAX = 1 << 20;
+/** How much a closed socket whose own bytes have left goes on to read and drop, in bytes: enough for most of what a peer
+ * may be sending before it reads our answer, and not all of what one sends that never will. */
+const LEAVE_MAX = 1 << 24;
 /** After so many reads of what nobody will look at it lets others go first... */
 const LEAVE_READS = 8;
 /** ...for so long, in milliseconds. */
@@ -811,15 +812,16 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket. Whoever waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
-   * seconds at most, and what the peer is sending meanwhile is read and dropped: of what comes when all has been delivered
-   * 1 MiB at most, then the connection is cut. To leave in the middle of something long, {@linkcode abort} is the word.
-   * Closing twice is fine.
+   * seconds at most. What the peer is sending then is read and dropped, 16 MiB at most once all of ours has left, and then
+   * the connection is cut: to leave in the middle of something long, use {@linkcode abort}. (What it sends when nothing was
+   * unsent or unread here may cut our last bytes short, as TCP answers it with a reset. Who must not lose them ends the write
+   * side, and closes when the peer has ended its own.) Closing twice is fine.
    */
   close(): void {
     if (this.#isClosed) return;
     const unread = this.#to > this.#from;
     this.#shut();
-    if (this.#leavingTo === 0) return this.#end(); // Nothing was ever sent.
+    if (this.#leavingTo === 0 && !this.#writeEnded) return this.#end(); // Nothing was ever sent, not even an end.
     if (this.#leaving === null && !unread) return this.#endIfSilent();
     this.#linger = setTimeout(() => this.#end(), LINGER);
     this.#leave();
@@ -827,7 +829,7 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket and drops what has not left this program yet; also one that was closed before and is still
-   * delivering. The peer sees the end of the stream. (With TLS, what Deno has taken already it goes on delivering.)
+   * delivering. The peer sees the end of the stream, or a reset if something of its own lay unread. (With TLS, what Deno has taken already it goes on delivering.)
    */
   abort(): void {
     if (!this.#isClosed) this.#shut();
@@ -856,7 +858,7 @@ export class Socket extends Pollable implements SocketLike {
    * Discussion: TCP answers bytes that arrive at, or lie unread in, a closed socket with a reset, and a reset throws away
    * what the peer has not read yet. So while we deliver we also read, and forget what comes; when all has left we end our
    * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer, one
-   * that sends on and on when it has sent a megabyte more: it is not about to read our answer.
+   * that sends on and on when it has sent 16 MiB more.
    * This happens where something was unsent or unread at `close()`. A socket with neither is closed, as the system does it:
    * what is still on its way to it then is not waited for.
    */
@@ -871,7 +873,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * The end of a closed socket that has nothing to deliver any more, unless input lies unread in the system: then what was
-   * sent may not have arrived, and letting go would be a reset. One read tells, as what is there arrives within a turn.
+   * sent may not have arrived, and letting go would be a reset. One read tells of what Deno knows by the next turn. (Kept
+   * busy it asks the system only in each 61st; to wait for that would keep every socket for so long, past the end of a test.)
    */
   #endIfSilent(): void {
     if (this.#eof || this.#readError !== null || this.#writeError !== null) return this.#end();
@@ -1356,23 +1359,34 @@ export function socketPair(): [Socket, Socket] {
 
 /** Options of {@linkcode listen}: those of `Deno.listen`. */
 export type ListenOptions =
-  | Deno.TcpListenOptions & {
+  | Omit<Deno.TcpListenOptions, "hostname" | "reusePort"> & {
     /** TCP, if it is left out. */
     transport?: "tcp" | undefined;
+    /** The address to listen at. Default: all of them, `"0.0.0.0"`. */
+    hostname?: string | undefined;
     /** Whether several sockets may listen there and share what arrives; Deno needs `--unstable-net` for it. */
     reusePort?: boolean | undefined;
   }
   | Deno.UnixListenOptions & { transport: "unix" };
 
 /** Options of {@linkcode listenTls}: those of `Deno.listenTls`. */
-export type ListenTlsOptions = Deno.ListenTlsOptions & Deno.TlsCertifiedKeyPem & {
+export type ListenTlsOptions = Omit<Deno.ListenTlsOptions, "hostname" | "reusePort"> & Deno.TlsCertifiedKeyPem & {
+  /** As for {@linkcode listen}. */
+  hostname?: string | undefined;
   /** As for {@linkcode listen}. */
   reusePort?: boolean | undefined;
 };
 
 /** Options of {@linkcode connect}: those of `Deno.connect`. */
 export type ConnectOptions =
-  | Deno.ConnectOptions & { transport?: "tcp" | undefined }
+  | Omit<Deno.ConnectOptions, "hostname" | "signal" | "transport"> & {
+    /** TCP, if it is left out. */
+    transport?: "tcp" | undefined;
+    /** Where to connect to. Default: `"127.0.0.1"`. */
+    hostname?: string | undefined;
+    /** Ends the attempt when it aborts. */
+    signal?: AbortSignal | undefined;
+  }
   | Deno.UnixConnectOptions & { transport: "unix" };
 
 /** Options of {@linkcode connectTls}: those of `Deno.connectTls`. */
@@ -1410,7 +1424,7 @@ const denoNetwork: Network = {
 
   listenTls(options: ListenTlsOptions): Listener {
     checkListen(options);
-    return new Listener(Deno.listenTls(options) as ConnectionListener);
+    return new Listener(Deno.listenTls(options as Parameters<typeof Deno.listenTls>[0]) as ConnectionListener);
   },
 
   *connect(options: ConnectOptions): Coroutine<Socket> {

@@ -53,6 +53,7 @@ import {
  */
 export function failAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
   checkDuration("set a timeout", ms);
+  hush(coro);
   return failing(ms, coro);
 }
 
@@ -62,8 +63,9 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
     scope = own;
     return coro;
   }, { timeout: ms });
-  if (scope._caught) throw new TimeoutError(`Timed out after ${ms} ms`, { cause: scope._caught });
-  return value as T;
+  if (!scope._caught) return value as T;
+  if (currentTask()._scope._cancelledBy) yield* checkpoint(); // It was cancelled from outside as well, and that goes first.
+  throw new TimeoutError(`Timed out after ${ms} ms`, { cause: scope._caught });
 }
 
 /**
@@ -82,6 +84,7 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
  */
 export function moveOnAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T | undefined> {
   checkDuration("set a timeout", ms);
+  hush(coro);
   return cancelScope(() => coro, { timeout: ms });
 }
 
@@ -127,6 +130,7 @@ export function shield<T>(coro: Coroutine<T>): Coroutine<T>;
 /** The same, with an end. */
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions): Coroutine<T | undefined>;
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions = {}): Coroutine<T | undefined> {
+  hush(coro);
   return cancelScope(() => coro, { timeout: options.timeout, shield: true });
 }
 
@@ -277,7 +281,8 @@ export class TaskGroup {
     try {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
-        if (!this.#used) yield* checkpoint(); // Whoever has nothing to start, again and again, lets others run.
+        // Whoever has nothing to start, again and again, lets others run. What the body has got it keeps, as in trio.
+        if (!this.#used) yield* shield(checkpoint());
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {
         if (this.#scope._owns(error)) cancelled = error;

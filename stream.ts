@@ -209,7 +209,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /** How many bytes are at hand. At 0 the next read has to wait for the peer: the time to send what one has put off. */
   get buffered(): number {
-    return this.#length;
+    return this.#skipping ? 0 : this.#length; // What is to be dropped no read will return.
   }
 
   /**
