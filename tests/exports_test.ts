@@ -2,7 +2,7 @@
  * What the package promises: the names in `mod.ts`, the entry points in `deno.json`, and which room may know which.
  * A name added or dropped here is a change users see, and belongs into the changelog.
  */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import * as mod from "../mod.ts";
 import { needs } from "./permissions.ts";
 
@@ -108,6 +108,9 @@ Deno.test("an option that is undefined is one that was left out, by type too", a
     new mod.Semaphore(1, { max: none });
     const [sock] = mod.socketPair();
     using _stream = new mod.Stream(sock, { limit: none });
+    const options: mod.ListenOptions = { port: 0, hostname: none, transport: none, reusePort: none };
+    assertThrows(() => mod.listen({ ...options, port: -1 }), RangeError);
+    assertThrows(() => mod.connect({ port: -1, hostname: none, transport: none, signal: none }).next(), RangeError);
     using _pool = new mod.WorkerPool(1, { onError: none });
     return "done";
   }

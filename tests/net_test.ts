@@ -160,6 +160,15 @@ battery("N2 half-close: the peer sees the end and still sends", function* ({ loo
   assertEquals(text(yield* readAll(loop, client)), "answer");
 });
 
+battery("N2 an end that closeWrite has sent is seen, though close() follows with input unread", function* (scene) {
+  const { loop, client, server } = scene;
+  yield* loop.sockSendall(client, new Uint8Array(30_000));
+  yield* loop.sockRecv(server, 1);
+  yield* server.closeWrite();
+  server.close();
+  assertEquals((yield* loop.sockRecv(client, 10)).length, 0);
+});
+
 battery("N2 send after closeWrite is a BrokenPipe", function* ({ loop, client }) {
   yield* client.closeWrite();
   const error = yield* thrownBy(loop.sockSendall(client, bytes("more")));

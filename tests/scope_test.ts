@@ -23,6 +23,7 @@ import {
   failAfter,
   type Loop,
   moveOnAfter,
+  Queue,
   race,
   shield,
   sleep,
@@ -1584,5 +1585,65 @@ Deno.test("G1 a group in which nothing was started lets the others run, and is a
       return "what it returned";
     });
     assertEquals(value, "what it returned");
+  });
+});
+
+Deno.test("C4 T4 a group in which nothing was started keeps what its body has got", async () => {
+  await simulate(function* ({ loop, world }) {
+    const queue = new Queue<string>();
+    let got: string | undefined;
+    const task = loop.createTask(function* (): Coroutine {
+      got = yield* taskGroup(function* () {
+        return yield* queue.get();
+      });
+    }());
+    yield* sleep(1);
+    queue.putNowait("item");
+    task.cancel();
+    yield* task.wait();
+    assertEquals([got, queue.size], ["item", 0]);
+    const late = failAfter(
+      5,
+      taskGroup(function* () {
+        world.hold(20);
+        return "done";
+      }),
+    );
+    assertEquals(yield* late, "done");
+  });
+});
+
+/** A cleanup that outlasts its deadline. */
+function* slow(): Coroutine {
+  yield* failAfter(
+    5,
+    function* (): Coroutine {
+      try {
+        yield* sleep(100);
+      } finally {
+        yield* shield(sleep(20));
+      }
+    }(),
+  );
+}
+
+Deno.test("G4 T2 a cancellation from outside that comes while failAfter cleans up goes first", async () => {
+  await simulate(function* ({ loop }) {
+    let task!: Task;
+    yield* taskGroup(function* (group) {
+      task = group.createTask(slow());
+      group.createTask(sleep(1000));
+      yield* sleep(10);
+      task.cancel();
+    });
+    assertEquals([task.cancelled, loop.time()], [true, 1000]);
+    yield* taskGroup(function* (group) {
+      group.createTask(slow());
+      yield* sleep(10);
+      group.cancel();
+    });
+    assertEquals(yield* moveOnAfter(10, slow()), undefined);
+    assertInstanceOf(yield* caught(slow()), TimeoutError);
+    assertInstanceOf(yield* caught(moveOnAfter(10, shield(slow()))), TimeoutError);
   });
 });

@@ -120,6 +120,9 @@ Deno.test("ST1 the LimitError comes as soon as the line is too long, without wai
     assertEquals(error.name, "LimitError");
     assertEquals(error.message, "Cannot read a line: it is longer than the limit of 8 bytes");
     assertEquals(stream.buffered, 0); // What no read will return does not count.
+    const split = ended([`${"x".repeat(60)}\r`], { limit: 20 });
+    yield* thrown(LimitError, split.readUntil("\r\n\r\n"));
+    assertEquals(split.buffered, 0); // Nor does what may be a part of the delimiter.
     // The rest is dropped by whatever reads next, also if that is cancelled meanwhile.
     sock.feed("abc");
     assertEquals(yield* moveOnAfter(10, stream.readLine()), undefined);
