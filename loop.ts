@@ -1126,7 +1126,7 @@ function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
     throw new TypeError(`${cannot} this coroutine: it already was given to a task; call its function again`);
   }
   coro[TAKEN] = true;
-  hush(coro);
+  if (coro instanceof SingleOp) hush(coro); // Its promise may be refused before its task has begun.
 }
 
 /** Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. For the other modules here. */
