@@ -73,8 +73,10 @@ const SYSTEM_INTERVAL = 5;
 const SYSTEM_TURNS = 64;
 /** How long a closed socket may go on delivering what it had accepted, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
-/** How much a closed socket whose own bytes have left goes on to read and drop, in bytes: enough for most of what a peer
- * may be sending before it reads our answer, and not all of what one sends that never will. */
+/**
+ * How much a closed socket goes on to read and drop once its own bytes have left, in bytes: most of what a peer may send
+ * before it reads our answer, and not all of what one sends that never will.
+ */
 const LEAVE_MAX = 1 << 24;
 /** After so many reads of what nobody will look at it lets others go first... */
 const LEAVE_READS = 8;
@@ -475,7 +477,7 @@ export class Socket extends Pollable implements SocketLike {
   #settings: (() => void)[] | null = null;
   #linger: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
-  /** How many reads have brought something after it was closed, and how many bytes after all had been delivered. */
+  /** How many reads have brought something after it was closed, and how many bytes came after all of ours had left. */
   #leaveReads = 0;
   #dropped = 0;
 
@@ -829,7 +831,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket and drops what has not left this program yet; also one that was closed before and is still
-   * delivering. The peer sees the end of the stream, or a reset if something of its own lay unread. (With TLS, what Deno has taken already it goes on delivering.)
+   * delivering. The peer sees the end of the stream, or a reset if something of its own lay unread. (With TLS, what Deno has
+   * taken already it goes on delivering.)
    */
   abort(): void {
     if (!this.#isClosed) this.#shut();
