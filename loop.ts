@@ -383,7 +383,8 @@ export class Loop {
   }
 
   // ---- The article's socket operations -------------------------------------------------------------------------
-  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again.
+  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (That is written out in
+  // each, as what they could share would be one more generator for every connection that waits.)
 
   /**
    * Waits for a connection on `listener` and takes it, with the address of its client. What the platform makes of one that
@@ -876,13 +877,13 @@ export class Loop {
     }
   }
 
-  /** @internal */
+  /** @internal `wake`, for the kernel's own ops. */
   _wake(task: Task<any>, value?: unknown): void {
     this.#resume(task);
     task._value = value;
   }
 
-  /** @internal */
+  /** @internal `fail`, for the kernel's own ops. */
   _fail(task: Task<any>, error: unknown): void {
     this.#resume(task);
     task._value = error;

@@ -145,7 +145,6 @@ export class TaskGroup {
   /** How many tasks have not ended. Those that have are forgotten: a group may live as long as a server. */
   #size = 0;
   #closed = false;
-  #used = false;
   #abandoned = false;
   readonly #empty = new ParkingLot("the tasks of its group");
   #errors = new Set<unknown>();
@@ -246,7 +245,6 @@ export class TaskGroup {
     }
     const task = this.#owner.loop.createTask(coro, { name: options?.name, scope: this.#scope });
     this.#size++;
-    this.#used = true;
     return task;
   }
 
@@ -281,8 +279,8 @@ export class TaskGroup {
     try {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
-        // Whoever has nothing to start, again and again, lets others run. What the body has got it keeps, as in trio.
-        if (!this.#used) yield* shield(checkpoint());
+        // Whoever has nothing to wait for, again and again, lets others run. What the body has got it keeps, as in trio.
+        if (this.#size === 0) yield* shield(checkpoint());
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {
         if (this.#scope._owns(error)) cancelled = error;

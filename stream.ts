@@ -347,7 +347,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     }
   }
 
-  /** What of that is at hand. Returns whether that was all. */
+  /** Drops what of that is at hand, and says whether that was all. */
   #drop(): boolean {
     const bytes = this.#buffer.subarray(this.#from, this.#to);
     const at = indexOf(bytes, this.#skipping!, 0);
