@@ -361,9 +361,8 @@ export class Loop {
     const task = new Task<T>(this, this.#nextId++, coro, options?.name, options?.scope ?? this.#root);
     task._locals = this.#current?._locals ?? null;
     this.#live++;
-    this._noteOrigin();
     this.ready.append(task);
-    this.#wakeup();
+    this._noteOrigin();
     return task;
   }
 
@@ -901,15 +900,11 @@ export class Loop {
     if (this.#asleep) this.#wakeup();
   }
 
-  /** @internal A deadline was set: if that was done outside the loop, it may be sleeping for too long now. */
-  _noteTimer(): void {
-    this._noteOrigin();
-    this.#wakeup();
-  }
-
-  /** @internal A task was made, woken or given a deadline: remember it if that was done outside the loop. */
+  /** @internal A task was made, woken or given a deadline: if that was done outside the loop, it may have to wake up. */
   _noteOrigin(): void {
-    if (running !== this) this.#fedFromOutside = true;
+    if (running === this) return;
+    this.#fedFromOutside = true;
+    this.#wakeup();
   }
 
   /** @internal A task of this loop waits for one of `other`: what wakes it comes from outside. */
@@ -1351,7 +1346,7 @@ export class Task<T = any> implements PromiseLike<T> {
   }
   /** Whether it has ended by being cancelled. */
   get cancelled(): boolean {
-    return this.done && this.#cancelled;
+    return this.#cancelled;
   }
   /** What it waits for now; null if it is ready, running or done. */
   get op(): Op | null {
@@ -1360,7 +1355,7 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** What it failed with; undefined if it has not ended, ended with a value, or was cancelled. */
   get error(): unknown {
-    return this.done && this._throws && !this.cancelled ? this._value : undefined;
+    return this.done && this._throws && !this.#cancelled ? this._value : undefined;
   }
 
   /**
@@ -1795,7 +1790,7 @@ export class CancelScope {
     this.#deadline = time;
     if (time === Infinity || this.#left || this.#cancelCalled) return;
     this.#timer = this.#loop._timers.add(time, this);
-    this.#loop._noteTimer();
+    this.#loop._noteOrigin();
     if (this._timed) return;
     for (const member of this._walk()) if (member instanceof CancelScope) member._timed = true;
   }
