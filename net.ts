@@ -151,7 +151,8 @@ class Key implements SelectorKey {
  * ```
  */
 export class DefaultSelector implements Selector {
-  #closed = false;
+  /** @internal Whether it has been closed, and watches nothing any more. */
+  _closed = false;
   /** Keys that may be ready, linked: those that signalled, and those that were ready when last looked at. */
   #first: Key | null = null;
   #last: Key | null = null;
@@ -190,7 +191,7 @@ export class DefaultSelector implements Selector {
     if (events !== EVENT_READ && events !== EVENT_WRITE && events !== (EVENT_READ | EVENT_WRITE)) {
       throw new TypeError(`Cannot wait for events ${events}: use EVENT_READ, EVENT_WRITE, or both or-ed together`);
     }
-    if (this.#closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
+    if (this._closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
     if (fileobj.closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
     if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "read");
     if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "write");
@@ -236,7 +237,7 @@ export class DefaultSelector implements Selector {
     if (typeof timeout !== "number" || Number.isNaN(timeout)) {
       return Promise.reject(new RangeError(`Cannot select for ${kind(timeout)} ms: the time must be a number`));
     }
-    if (this.#closed) return Promise.reject(new ClosedError("Cannot select: the selector is closed"));
+    if (this._closed) return Promise.reject(new ClosedError("Cannot select: the selector is closed"));
     if (this.#resolve) this.wakeup();
     if (timeout <= 0) return this.#turn();
     const events = this.poll();
@@ -317,7 +318,7 @@ export class DefaultSelector implements Selector {
 
   /** @internal `key` may be ready. */
   _signalled(key: Key): void {
-    if (this.#closed) return;
+    if (this._closed) return;
     if (!key.queued) {
       key.queued = true;
       if (this.#last) this.#last.next = key;
@@ -338,14 +339,9 @@ export class DefaultSelector implements Selector {
     this.#timerDue = Infinity;
   }
 
-  /** @internal Whether it has been closed, and watches nothing any more. */
-  get _closed(): boolean {
-    return this.#closed;
-  }
-
   /** Ends every watch and a `select` under way. Closing twice is fine. */
   close(): void {
-    this.#closed = true;
+    this._closed = true;
     this.#first = this.#last = null;
     this.wakeup();
     this.wakeup();
@@ -430,7 +426,6 @@ export interface TlsHandshakeInfo {
   alpnProtocol: string | null;
 }
 
-const EMPTY = new Uint8Array(0);
 const NO_SLAB = new ArrayBuffer(0);
 
 /** Where input that nobody will ever look at goes; all sockets share it. */
@@ -1080,7 +1075,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   #isClosed = false;
   /** Set by the loop as long as a task is in `sockSendto`. */
   sending = false;
-  #buffer: Uint8Array = EMPTY;
+  #buffer: Uint8Array | null = null;
   #receiving = false;
   #received: [Uint8Array, Addr] | null = null;
   #receiveError: unknown = null;
@@ -1116,19 +1111,18 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   /** @internal */
   _arm(event: number): void {
     if (event !== EVENT_READ || this.#receiving) return;
-    if (this.#buffer === EMPTY) this.#buffer = new Uint8Array(DATAGRAM_MAX);
     this.#receiving = true;
-    this.#conn.receive(this.#buffer).then(
-      ([data, addr]) => this.#onReceived(data.slice(), addr, null),
-      (error) => this.#onReceived(null, null, error),
+    this.#conn.receive(this.#buffer ??= new Uint8Array(DATAGRAM_MAX)).then(
+      ([data, addr]) => this.#onReceived([data.slice(), addr], null),
+      (error) => this.#onReceived(null, error),
     );
   }
 
-  #onReceived(data: Uint8Array | null, addr: Addr | null, error: unknown): void {
+  #onReceived(received: [Uint8Array, Addr] | null, error: unknown): void {
     this.#receiving = false;
     if (this.#isClosed) return;
-    if (data) this.#received = [data, addr!];
-    else this.#receiveError = error;
+    this.#received = received;
+    this.#receiveError = error;
     this._signal(EVENT_READ);
   }
 
