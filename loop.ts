@@ -49,12 +49,11 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
 }
 
 /**
- * The coroutine that yields one op and returns what it is answered. Everything a task of this library waits for passes
- * here, but for {@linkcode Join} and the socket operations of {@linkcode Loop}, which yield their ops plainly, as the
- * article's do.
+ * The coroutine that yields one op and returns what it is answered. Every op of the library passes here, but for those of
+ * {@linkcode Join} and of the socket operations of {@linkcode Loop}.
  *
- * Discussion: it is what `function* perform(op) { return yield op; }` makes, written out, since making and resuming a
- * generator takes the engine longer, and this is done at every switch of tasks.
+ * Discussion: this is `function* perform(op) { return yield op; }`, written out: there is one at every switch of tasks, and
+ * a generator takes the engine longer.
  */
 class SingleOp {
   /** Null once it was yielded. */
@@ -94,8 +93,7 @@ function perform<T>(op: Op): Coroutine<T> {
 }
 
 /**
- * Waits until `sock` can be read (or, for a listener, accepted from) without blocking. The op is
- * `["read_wait", sock]`.
+ * Waits until `sock` can be read (a listener: accepted from) without blocking. The op is `["read_wait", sock]`.
  *
  * @throws {BusyError} If another task already waits to read `sock`.
  * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
@@ -150,9 +148,9 @@ export function checkpoint(): Coroutine<void> {
 }
 
 /**
- * Waits for a promise: resolves to its value, throws what it rejects with. Given a function, calls it with an
- * `AbortSignal` that aborts if the wait is cancelled; what the promise does after that is ignored. So a value that has to be
- * closed is the function's to close, if the signal has aborted by the time it is there. The op is `["until", source]`.
+ * Waits for a promise and returns its value, or throws what it rejects with. A function is called with an `AbortSignal`
+ * that aborts if the wait is cancelled; what its promise does after that is ignored, so a value that comes then, and has to
+ * be closed, is the function's to close. The op is `["until", source]`.
  *
  * @throws {TypeError} If `source` is no promise, and no function that returns one.
  *
@@ -171,10 +169,7 @@ export function until<T>(source: PromiseLike<T> | ((signal: AbortSignal) => Prom
   return perform(["until", source]);
 }
 
-/**
- * Waits in `lot` until somebody calls {@linkcode ParkingLot.unpark}; the value given there is what it returns. The op
- * is `["park", lot]`.
- */
+/** Waits in `lot` for {@linkcode ParkingLot.unpark}, and returns the value given there. The op is `["park", lot]`. */
 export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
   return perform(["park", lot]);
 }
@@ -183,10 +178,9 @@ export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
  * Runs `coro` as `yield* coro` does, at a cost that does not depend on how deep the call is nested. The op is
  * `["call", coro]`.
  *
- * Discussion: with `yield*` every resume passes through all coroutines from the task's first to the one that waits, and as
- * many frames of the stack; ten levels cost nothing worth knowing, a recursion of ten thousand overflows. A call is an op
- * instead: the loop keeps the callers on a stack of the task's and resumes the innermost coroutine only. A call costs one
- * trip through `ready`; so `yield*` is right everywhere but in deep recursion.
+ * Discussion: with `yield*` every resume passes through all coroutines from the task's first to the one that waits; ten
+ * levels cost nothing worth knowing, a recursion of ten thousand overflows the stack. Here the task keeps the callers, and
+ * only the innermost coroutine is resumed. It costs one trip through `ready`; so `yield*` is right but in deep recursion.
  *
  * @example
  * ```ts
@@ -254,10 +248,7 @@ export interface LoopOptions {
   selector?: Selector | undefined;
   /** Tells the time. Default: the platform's monotonic clock. */
   clock?: Clock | undefined;
-  /**
-   * Where `listen()` and `connect()` get their sockets from, in tasks of this loop; outside of tasks they take the
-   * platform's. Default: the platform's.
-   */
+  /** Where `listen()` and `connect()` get their sockets from, in tasks of this loop. Default: the platform. */
   network?: Network | undefined;
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
   onError?: ((error: unknown, task: Task<any> | null) => void) | undefined;
@@ -271,8 +262,8 @@ const STEPS_PER_PLATFORM_TURN = 512;
 const TIME_PER_PLATFORM_TURN = 5;
 
 /**
- * How long a loop waits in which tasks wait only for tasks, in milliseconds, before it calls that a deadlock: a callback
- * of the program around it may be about to wake one. If one ever did in this run, the loop waits for the next for ever.
+ * How long tasks may wait only for tasks, in milliseconds, before that is a deadlock: a callback of the program around may
+ * be about to wake one. If one ever did in this run, there is no limit.
  */
 const DEADLOCK_GRACE = 1000;
 
@@ -297,7 +288,7 @@ export class Loop {
   readonly ready: Deque<Task<any>> = new Deque();
   /** Watches the sockets that tasks wait for. */
   readonly selector: Selector;
-  /** Where `listen()` and `connect()` get their sockets from, in tasks of this loop. */
+  /** Where its tasks get their sockets from. */
   readonly network: Network;
   /** @internal */
   readonly _timers: Timers = new Timers();
@@ -325,11 +316,11 @@ export class Loop {
   /** Whether the loop is in `selector.select()`, and how it is woken if the selector cannot be. */
   #asleep = false;
   #rouse: (() => void) | null = null;
-  /** Whether it sleeps no longer than {@linkcode DEADLOCK_GRACE}, as there is nothing it knows of to wake it. */
+  /** Whether it sleeps for {@linkcode DEADLOCK_GRACE}, as nothing it knows of will wake it. */
   #suspect = false;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
-  /** Whether the signal that `run` was given may still abort: what waits for nothing but that is not stuck. */
+  /** Whether the signal that `run` was given may still abort, which is something to wait for. */
   #mayAbort = false;
 
   /**
@@ -382,12 +373,12 @@ export class Loop {
   }
 
   // ---- The article's socket operations -------------------------------------------------------------------------
-  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (That is written out in
-  // each, as what they could share would be one more generator for every connection that waits.)
+  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (Written out in each:
+  // what they could share would be one more generator for every connection that waits.)
 
   /**
-   * Waits for a connection on `listener` and takes it, with the address of its client. What the platform makes of one that
-   * fails is thrown as it is: too many open files, say. A server that is to outlive that uses `serve`.
+   * Waits for a connection on `listener` and takes it, with the address of its client. The platform's errors are thrown as
+   * they are: too many open files, say. A server that is to outlive these uses `serve`.
    *
    * @throws {BusyError} If another task already waits to accept from `listener`.
    * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
@@ -428,8 +419,8 @@ export class Loop {
   }
 
   /**
-   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. With messages of some
-   * kilobytes it is the cheaper way to read: what `sockRecv` returns is memory that will not be read into again.
+   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. For messages of some
+   * kilobytes it is cheaper than `sockRecv`, which returns memory that will not be read into again.
    *
    * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
    * @throws {BusyError} If another task already waits to read `sock`.
@@ -450,8 +441,8 @@ export class Loop {
   }
 
   /**
-   * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is cancelled,
-   * `bytesSent` of the error says how many of them were.
+   * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. Cancelled, its error
+   * says how many were: `bytesSent`.
    *
    * @throws {TypeError} If `data` is no `Uint8Array`.
    * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
@@ -496,8 +487,8 @@ export class Loop {
   }
 
   /**
-   * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that are. If it is
-   * cancelled, `bytesSent` of the error says whether it was handed over.
+   * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that are. Cancelled, its
+   * error says whether it was handed over: `bytesSent`.
    *
    * @throws {TypeError} If `data` is no `Uint8Array`.
    * @throws {BusyError} If another task is still sending on `sock`.
@@ -528,8 +519,8 @@ export class Loop {
 
   /**
    * Runs `main` to its end; then cancels every task that is left, waits until they have ended, and settles as `main`
-   * did. When `options.signal` aborts, `main` is cancelled: `run` then rejects with the `Cancelled`, whose `reason` is the
-   * signal's, unless `main` ends otherwise.
+   * did. When `options.signal` aborts, `main` is cancelled, with the signal's reason; `run` then rejects with the
+   * `Cancelled`, unless `main` ends otherwise.
    *
    * @throws {DeadlockError} If nothing can wake the tasks any more. Never while `signal` may still abort.
    * @throws {Error} If the loop is running already, or was stopped before `main` had ended.
@@ -590,8 +581,8 @@ export class Loop {
   }
 
   /**
-   * Makes `runForever` return after the step under way, and `run` reject, as its `main` has not ended. Tasks stay as they
-   * are; a later run goes on with them. With no run under way it does nothing.
+   * Makes `runForever` return after the step under way, and `run` reject, unless its `main` has ended. Tasks stay as they
+   * are; a later run goes on with them.
    */
   stop(): void {
     this.#stopped = true;
@@ -625,14 +616,14 @@ export class Loop {
       blame(error, failure);
       throw error;
     } finally {
-      // Who is left, if that has failed, stays cancelled, and in the tree; a later run begins with a root that is not.
+      // Who is left, if that has failed, stays cancelled, and in the tree; a later run begins with a new root.
       this.#root = new CancelScope(this, null, null);
       this.#root._add(root);
       root._leave();
     }
   }
 
-  /** Cancels in the name of the loop: though no turn is under way, that is no sign of life from outside. */
+  /** Cancels in the name of the loop, which is no sign of life from outside. */
   #cancelItself(what: Task<any> | CancelScope, reason: unknown): void {
     const fedFromOutside = this.#fedFromOutside;
     what.cancel(reason);
@@ -663,8 +654,7 @@ export class Loop {
   /** One turn, in its three bands. */
   #turn(events: [SelectorKey, number][]): void {
     // -- I/O: what the selector says is ready, its tasks are
-    // (By index: until it is compiled, `for (const [key] of events)` makes so much garbage that with it an idle
-    // connection takes half a KiB more.)
+    // (By index: until it is compiled, `for (const [key] of events)` makes garbage of half a KiB for an idle connection.)
     for (let i = 0; i < events.length; i++) {
       const key = events[i][0];
       this.selector.unregister(key.fileobj, key.events);
@@ -729,7 +719,7 @@ export class Loop {
     if (task._end(value, threw)) this.#failed.push(task);
   }
 
-  /** What is ready: now if there is something else to do, otherwise as soon as there is. */
+  /** What is ready: now if there is something else to do, otherwise as soon as something is. */
   #select(): Promise<[SelectorKey, number][]> | [SelectorKey, number][] {
     this.#suspect = false;
     if (this.#steps >= this.#lookAt && this.#platformIsDue()) return this.selector.select(0);
@@ -746,8 +736,8 @@ export class Loop {
   }
 
   /**
-   * Whether the platform has to turn before tasks go on: after many steps, or after a few long ones. To read the clock
-   * costs more than a step, so it is not read at each: soon after a turn of the platform, then less and less often.
+   * Whether the platform has to turn before tasks go on: after many steps, or after a few long ones. The clock, which costs
+   * more than a step, is read soon after a turn of the platform, then less and less often.
    */
   #platformIsDue(): boolean {
     const now = this.time();
@@ -804,8 +794,8 @@ export class Loop {
   // ---- Ops -----------------------------------------------------------------------------------------------------
 
   /**
-   * Teaches this loop a new op. Whoever waits for it waits for something outside, as far as the loop can know: that nothing
-   * will ever end the wait is no {@linkcode DeadlockError}. What tasks wait for from each other is built on `park`.
+   * Teaches this loop a new op. The loop trusts that something outside ends each wait for it, so there is no
+   * {@linkcode DeadlockError} while one lasts. What tasks wait for from each other is built on `park`.
    *
    * @throws {TypeError} If it knows the op already, or `handler` lacks `start` or `cancel`.
    *
@@ -832,7 +822,7 @@ export class Loop {
   addOp<Args extends readonly any[]>(
     name: string,
     handler: Pick<OpHandler<Args>, "start"> & {
-      // Not `Args` plainly, which would be looked for here too: a `cancel` that leaves some out does not say there are fewer.
+      // Not `Args` plainly, which would be inferred from this too: a `cancel` that leaves some out does not mean fewer.
       cancel(task: Task<any>, ...args: Args extends infer A extends readonly any[] ? A : never): void;
     },
   ): void;
@@ -912,7 +902,7 @@ export class Loop {
     if (other !== this) this.#fedFromOutside = true;
   }
 
-  /** @internal Takes back the op that `task` waits on, if it does, and makes it ready to be thrown `Cancelled`. */
+  /** @internal Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
   _interrupt(task: Task<any>, by: CancelScope): void {
     const op = task._op;
     if (!op) return; // It takes the step it is due, and hears of it at its next op.
@@ -959,7 +949,7 @@ export class Loop {
     if (!this.#running) this.#reportFailed(); // No turn will do it.
   }
 
-  /** Async code of this very turn that awaits a task, as in `until(Promise.all([task]))`, asks for its outcome after it. */
+  /** After the turn, as only then its async code asks for a task's outcome, in `until(Promise.all([task]))`, say. */
   async #reportSoon(): Promise<void> {
     await null;
     const outer = running;
@@ -1072,7 +1062,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
   }],
 ];
 
-/** A task's wait for a promise. The promise may stay for ever, and with it this: once the wait has ended it holds nothing. */
+/** A task's wait for a promise. That may stay for ever, and this with it: once the wait has ended it holds nothing. */
 interface Wait {
   task: Task<any> | null;
   controller: AbortController | null;
@@ -1085,7 +1075,7 @@ function endWait(wait: Wait, then?: (task: Task<any>) => void): void {
   then?.(task);
 }
 
-/** `until` of a task: that must know at once who takes its outcome, and who does not any more, as its signal has aborted. */
+/** `until` of a task, which must know at once who takes its outcome, and who, its signal aborted, does not any more. */
 function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): void {
   const parks = other.loop === task.loop ? 1 : 0; // Then nobody but tasks of the loop can end this wait.
   const ended = () => {
@@ -1122,7 +1112,7 @@ function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
     throw new TypeError(`${cannot} this coroutine: it already was given to a task; call its function again`);
   }
   coro[TAKEN] = true;
-  if (coro instanceof SingleOp) hush(coro); // Its promise may be refused before its task has begun.
+  if (coro instanceof SingleOp) hush(coro); // Its promise may reject before its task has begun.
 }
 
 /** Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. For the other modules here. */
@@ -1209,8 +1199,8 @@ export function checkBytes(what: string, data: unknown): void {
 const HUSHED = new WeakSet<Promise<unknown>>();
 
 /**
- * Nobody waits for the promises in `op`, or in ops within it, or not yet: that they are refused must not end the program.
- * For the other modules here too.
+ * Nobody waits for the promises in `op`, or in ops within it, or not yet: that one rejects must not end the program. For
+ * the other modules here too.
  */
 export function hush(op: unknown): void {
   try {
@@ -1268,8 +1258,8 @@ export interface TaskOptions {
   /** The task's name in messages and traces. Default: `Task-` and its id. */
   name?: string | undefined;
   /**
-   * The scope the task lives in: cancelled with it. Default: the loop's own, which `run` cancels when it ends. A task that
-   * outlives the block of its scope is left to the scopes around that block.
+   * The scope the task lives in, and is cancelled with. Default: the loop's own, which `run` cancels when it ends. A task
+   * that outlives the block of its scope is left to the scopes around it.
    */
   scope?: CancelScope | undefined;
 }
@@ -1392,8 +1382,8 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * Asks the task to end: `Cancelled` is thrown at the op it waits on, or at its next one. It is a request: the task
-   * cleans up first. No effect on a task that has ended; the first reason wins.
+   * Asks the task to end: `Cancelled` is thrown at the op it waits on, or at its next one, and the task cleans up. No effect
+   * on one that has ended; the first reason wins.
    */
   cancel(reason?: unknown): void {
     if (!this.done) (this.#own ??= this.#enclose()).cancel(reason);
@@ -1456,7 +1446,7 @@ export class Task<T = any> implements PromiseLike<T> {
     return this.#name === undefined ? `task ${this.id}` : `task ${this.id} "${this.#name}"`;
   }
 
-  /** What `console.log` shows of it, alone or within a trace or an error: the same words, not the loop it hangs on. */
+  /** What `console.log` shows of it, and of a trace or an error that holds it: the same words, not its whole loop. */
   [Symbol.for("nodejs.util.inspect.custom")](): string {
     return this.toString();
   }
@@ -1479,8 +1469,8 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * @internal Ends its coroutines by force, as they do not by themselves: their `finally` and `using` let go of what they
-   * hold. Nobody waits for what they still yield, or hears what they throw.
+   * @internal Ends its coroutines by force: their `finally` and `using` let go of what they hold. Nobody waits for what they
+   * still yield, or hears what they throw.
    */
   _close(): void {
     for (let coro: Coroutine<any> | undefined = this._coro!; coro; coro = this.#callers.pop()) {
@@ -1569,8 +1559,8 @@ export class Task<T = any> implements PromiseLike<T> {
 }
 
 /**
- * The coroutine of {@linkcode Task.join}: to the task's watchers it adds the joiner, waits for the end, returns the result.
- * It is written out, as {@linkcode SingleOp} is, and for the same reason: a tenth of what spawn and join cost.
+ * The coroutine of {@linkcode Task.join}: it counts as a watcher, waits for the end, returns the result. Written out, as
+ * {@linkcode SingleOp} is: that saves a tenth of what spawn and join cost.
  */
 class Join<T> {
   /** Null once this coroutine has ended. */
@@ -1665,7 +1655,7 @@ export class TaskLocal<T> {
   }
 }
 
-/** Names `cause`, if there is one, as what `error` came in the wake of; unless `error` names another itself. */
+/** Names `cause`, if there is one, as what `error` came in the wake of, unless it names one itself. */
 function blame(error: unknown, cause: unknown): void {
   if (!cause || cause === error || isCancelled(error)) return;
   try {
@@ -1676,7 +1666,7 @@ function blame(error: unknown, cause: unknown): void {
   }
 }
 
-/** Whether `value` is a `Cancelled`; of anything at all, as programs throw what they like. */
+/** Whether `value` is a `Cancelled`. It may be anything at all, as programs throw what they like. */
 function isCancelled(value: unknown): value is Cancelled {
   try {
     return value instanceof Cancelled;
@@ -1716,9 +1706,8 @@ function following(member: Member, top: CancelScope, passOver: boolean): Member 
  * A block of a task that can be cancelled as a whole, with everything started inside. The scopes of a loop form a
  * tree: every `cancelScope` block is in the one around it, every task in the one it was born in.
  *
- * Cancellation is level-triggered, as trio's is: it is not an event but a state. As long as a task is inside a
- * cancelled scope and no shield hides it, each op throws `Cancelled`. `deadline` and `shield` can be read and set at any
- * time.
+ * Cancellation is level-triggered, as trio's is, a state and not an event: as long as a task is inside a cancelled scope
+ * and no shield hides it, each op throws `Cancelled`.
  */
 export class CancelScope {
   /** Whether `cancel` was called or the deadline passed. */
@@ -1740,9 +1729,9 @@ export class CancelScope {
   /** The task whose block it is; null for the root, and for a task's own. */
   readonly #task: Task<any> | null;
   /**
-   * Discussion: at each op the kernel must know whether the task is cancelled, in constant time. So the answer is
-   * kept here, and worked out anew for the scopes below whenever something changes: the outermost cancelled scope
-   * that no shield hides. (Outermost, so that an inner timeout does not claim what an outer one did.) @internal
+   * The outermost cancelled scope, from here outward, that no shield hides. (Outermost, so that an inner timeout does not
+   * claim what an outer one did.) Discussion: at each op the kernel must know it in constant time, so it is kept, and worked
+   * out anew for the scopes below whenever something changes. @internal
    */
   _cancelledBy: CancelScope | null = null;
   /** @internal Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. */
@@ -2116,9 +2105,8 @@ class Timers {
 }
 
 /**
- * A place where tasks wait for each other, first come first served: the one thing that locks, queues and events are
- * made of. After trio's `ParkingLot`. A value given to `unpark` is handed to the task that wakes, so that nobody can
- * get in between.
+ * A place where tasks wait for each other, first come first served: what locks, queues and events are made of. After
+ * trio's `ParkingLot`. A value given to `unpark` is handed to the task that wakes: nobody can get in between.
  *
  * @example
  * ```ts
@@ -2238,9 +2226,8 @@ export interface Selector {
   unregister(fileobj: Selectable, events?: number): void;
   /**
    * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what. What
-   * has been closed counts as ready: whoever waits for it hears of it so.
-   * `select(0)` lets the platform's own event loop turn once. With `again` another `select` will follow, or a `wakeup`: what
-   * was set up to end this one may be kept until then.
+   * has been closed counts as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select`
+   * will follow, or a `wakeup`: what was set up to end this one may be kept until then.
    */
   select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
   /** Whether `fileobj` is ready for `event`, and nobody watches it for that. Without it the loop registers and polls. */
@@ -2249,7 +2236,7 @@ export interface Selector {
   poll?(): [SelectorKey, number][];
   /**
    * Makes a `select` under way return; with none under way, lets go of what is kept for the next. Without it the loop
-   * starts another `select` when it has to wake up.
+   * leaves that `select` alone, and starts another.
    */
   wakeup?(): void;
   /** Lets go of everything the selector holds. */
@@ -2297,7 +2284,7 @@ export interface ListenerLike<S extends SocketLike = SocketLike, A extends Addr 
   accept(): [S, A];
 }
 
-/** Where `listen()` and `connect()` get their sockets from, in tasks of a loop that was given it. Options are those of the functions in `net.ts`. */
+/** Makes the sockets of a loop's tasks. Options are those of `net.ts`'s functions of the same names. */
 export interface Network {
   /** Opens a listening socket. */
   listen(options: any): ListenerLike;
@@ -2408,9 +2395,8 @@ export class BusyError extends Error {
 
 /**
  * Thrown by `run` and `runForever` when nothing can ever wake the tasks that are left: no timer, socket or promise that the
- * loop knows of. A task that not even its cancellation can end, as it waits for ever in a shield, stays, and the next run
- * ends so too. If a callback it cannot know of will wake one, but perhaps only after a second, let a task wait for a
- * promise meanwhile (`until`).
+ * loop knows of. A task that waits for ever in a shield stays, and the next run ends so too. If a callback that the loop
+ * cannot know of will wake one, but perhaps only after a second, let a task wait for a promise meanwhile (`until`).
  */
 export class DeadlockError extends Error {
   /** The name of the class. */
