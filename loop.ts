@@ -23,9 +23,9 @@
  * @module
  */
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Ops and coroutines
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** What a coroutine yields: the name of what it asks for, and the arguments. */
 export type Op = readonly [name: string, ...args: any[]];
@@ -226,9 +226,9 @@ export function runningLoopOrNull(): Loop | null {
 /** The loop whose run band is on the stack: tasks never interleave within a step, so one variable serves all loops. */
 let running: Loop | null = null;
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // The loop
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** What the `trace` hook is told of each op. */
 export interface TraceEvent {
@@ -338,7 +338,7 @@ export class Loop {
     for (const [name, handler] of KERNEL_OPS) this.addOp(name, handler);
   }
 
-  // ---- Tasks ---------------------------------------------------------------------------------------------------
+  // ---- Tasks ------------------------
 
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
@@ -372,7 +372,7 @@ export class Loop {
     return this.#clock.now();
   }
 
-  // ---- The article's socket operations -------------------------------------------------------------------------
+  // ---- The article's socket operations ----
   // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (Written out in each:
   // what they could share would be one more generator for every connection that waits.)
 
@@ -515,7 +515,7 @@ export class Loop {
     }
   }
 
-  // ---- Running -------------------------------------------------------------------------------------------------
+  // ---- Running ----------------------
 
   /**
    * Runs `main` to its end; then cancels every task that is left, waits until they have ended, and settles as `main`
@@ -630,7 +630,7 @@ export class Loop {
     this.#fedFromOutside = fedFromOutside;
   }
 
-  // ---- The turn ------------------------------------------------------------------------------------------------
+  // ---- The turn ---------------------
 
   /** The article's `while True`. */
   async #turns(finished: () => boolean): Promise<void> {
@@ -791,7 +791,7 @@ export class Loop {
     }
   }
 
-  // ---- Ops -----------------------------------------------------------------------------------------------------
+  // ---- Ops --------------------------
 
   /**
    * Teaches this loop a new op. The loop trusts that something outside ends each wait for it, so there is no
@@ -931,7 +931,7 @@ export class Loop {
     this.#finish(task, error, true);
   }
 
-  // ---- Reports -------------------------------------------------------------------------------------------------
+  // ---- Reports ----------------------
 
   #tell(task: Task<any>, op: Op): void {
     try {
@@ -991,9 +991,9 @@ function printError(error: unknown, task: Task<any> | null): void {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // The kernel's own ops
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 const KERNEL_OPS: [name: string, handler: OpHandler][] = [
   ["read_wait", {
@@ -1098,9 +1098,9 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
   other.addDoneCallback(ended);
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Arguments: what is wrong with one, and what to write instead
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** Marks a coroutine that is, or was, a task's. */
 const TAKEN = Symbol("taken");
@@ -1246,9 +1246,9 @@ export function kind(value: unknown): string {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Tasks
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** What most tasks share: no coroutine of theirs was called by another. */
 const NO_CALLERS: Coroutine<any>[] = [];
@@ -1678,9 +1678,9 @@ function isCancelled(value: unknown): value is Cancelled {
 /** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
 const SWALLOWED_MAX = 1000;
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Cancel scopes
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** Options of {@linkcode cancelScope}. */
 export interface CancelScopeOptions {
@@ -1991,9 +1991,9 @@ function leaveScope(task: Task<any>, scope: CancelScope): void {
   scope._leave();
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Containers: the deque of ready tasks, the heap of timers, the lot of parked tasks
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** A first-in first-out queue in a ring: adds and takes in constant time. */
 export class Deque<T> {
@@ -2191,9 +2191,9 @@ export class ParkingLot<T = void> {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // The world around the kernel
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** Something a selector can watch. What else it can do is between the selector and the sockets of its network. */
 export interface Selectable {
@@ -2322,9 +2322,9 @@ function defaultWorld(): World {
   return world;
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Errors
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** Thrown into a task at the op it waits on, or at its next one, when a scope around it is cancelled. */
 export class Cancelled extends Error {

@@ -83,9 +83,9 @@ const LEAVE_READS = 8;
 /** ...for so long, in milliseconds. */
 const LEAVE_PAUSE = 1;
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // The selector
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 let nextId = 1;
 
@@ -357,9 +357,9 @@ function busy(fileobj: Pollable, what: string): BusyError {
   return new BusyError(`Cannot wait to ${verb} ${fileobj}: another task is already waiting to ${verb} it`);
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Sockets
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** Buffers for bytes on their way out, kept for the next write: fresh memory costs more than the copy into it. */
 class BufferPool {
@@ -511,7 +511,7 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#isClosed) throw new ClosedError(`Cannot ${what} ${this}: it is closed`);
   }
 
-  // ---- Reading -------------------------------------------------------------------------------------------------
+  // ---- Reading ----------------------
 
   /**
    * Takes at most `maxBytes` of what has arrived; an empty array at end of stream, again and again. The array is a view
@@ -624,7 +624,7 @@ export class Socket extends Pollable implements SocketLike {
     this.#given = this.#from = this.#to = 0;
   }
 
-  // ---- Writing -------------------------------------------------------------------------------------------------
+  // ---- Writing ----------------------
 
   /**
    * Takes what fits of `data` and says how many bytes that are. They are copied: `data` may be changed at once.
@@ -741,7 +741,7 @@ export class Socket extends Pollable implements SocketLike {
     });
   }
 
-  // ---- Settings ------------------------------------------------------------------------------------------------
+  // ---- Settings ---------------------
 
   /** Whether small writes leave at once instead of being gathered (`TCP_NODELAY`). No effect on Unix sockets and TLS. */
   setNoDelay(on = true): void {
@@ -805,7 +805,7 @@ export class Socket extends Pollable implements SocketLike {
     return this.#closing.promise;
   }
 
-  // ---- The end -------------------------------------------------------------------------------------------------
+  // ---- The end ----------------------
 
   /**
    * Closes the socket. Whoever waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
@@ -944,9 +944,9 @@ function closeQuietly(resource: { close(): void }): void {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Listeners
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** What a {@linkcode Listener} needs of the listener below it. `Deno.Listener` has it. */
 export interface ConnectionListener<A extends Addr = Addr> {
@@ -1050,9 +1050,9 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Datagrams
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** What a {@linkcode DatagramSocket} needs of the one below it. `Deno.DatagramConn` has it. */
 export interface DatagramConnection {
@@ -1209,9 +1209,9 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // A pair in memory
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** One direction of a pair: what one end has written and the other has not read, and who waits for that to change. */
 class Pipe {
@@ -1350,9 +1350,9 @@ export function socketPair(): [Socket, Socket] {
   return [new Socket(new PairConnection(back, there)), new Socket(new PairConnection(there, back))];
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Deno's network
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** Options of {@linkcode listen}: those of `Deno.listen`. */
 export type ListenOptions =
@@ -1555,9 +1555,9 @@ async function shakeHands(connecting: Promise<Deno.TlsConn>, signal: AbortSignal
   return conn;
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // What programs call
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** The network of the loop that runs the current task; the platform's, outside of tasks. */
 function network(): Network {

@@ -27,9 +27,9 @@ import { ClosedError, type Coroutine, Deque, kind, until } from "./loop.ts";
 import { shield } from "./scope.ts";
 import { Lock, Semaphore } from "./sync.ts";
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Signals
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** How many signals a {@linkcode SignalQueue} keeps; a flood nobody takes from must not fill the memory. */
 const SIGNALS_MAX = 1024;
@@ -167,9 +167,9 @@ function checkSignals(names: string[]): void {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Workers
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** How long a cancelled run waits for its thread to end, in milliseconds, before it leaves that to the platform. */
 const TERMINATE_MAX = 1000;
@@ -371,9 +371,9 @@ function closedError(): ClosedError {
   return new ClosedError("Cannot run in the worker pool: it is closed");
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // A thread, seen from this side and from the other
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** What a thread is sent: the text of a function, or where to find one; and what to call it with. */
 interface Request {

@@ -61,9 +61,9 @@ const encoder = new TextEncoder();
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const NEWLINE = encoder.encode("\n");
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Errors
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** Thrown by `readExactly` and `readUntil` when the stream ended before they had what they were to read. */
 export class IncompleteReadError extends Error {
@@ -97,9 +97,9 @@ export class LimitError extends Error {
   }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // Streams
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** What a {@linkcode Stream} needs of a socket. `Socket` has it. */
 export interface StreamSocket extends SocketLike {
@@ -205,7 +205,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.#limitOfAll = options.limit ?? Infinity;
   }
 
-  // ---- Reading -------------------------------------------------------------------------------------------------
+  // ---- Reading ----------------------
 
   /** How many bytes are at hand. At 0 the next read has to wait for the peer: the time to send what one has put off. */
   get buffered(): number {
@@ -356,7 +356,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     return at >= 0;
   }
 
-  // ---- The buffer ----------------------------------------------------------------------------------------------
+  // ---- The buffer -------------------
 
   get #length(): number {
     return this.#to - this.#from;
@@ -396,7 +396,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.#extensible = false;
   }
 
-  // ---- Writing and the end -------------------------------------------------------------------------------------
+  // ---- Writing and the end ----------
 
   /**
    * Writes all of `data`; a string as UTF-8. When it returns the socket has taken the bytes, and `data` may be changed. If
@@ -438,7 +438,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     return `the stream of socket ${this.sock.id}`;
   }
 
-  // ---- Web streams ---------------------------------------------------------------------------------------------
+  // ---- Web streams ------------------
 
   /**
    * The read side as a web stream, for `pipeTo`, `TextDecoderStream`, `CompressionStream` and the like. It reads from this
@@ -556,9 +556,9 @@ function matches(bytes: Uint8Array, at: number, wanted: Uint8Array, n: number): 
   return i === n;
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // serve
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** How long `accept` is left alone after it has failed, in milliseconds: what it lacked has to be given back first. */
 const ACCEPT_BACKOFF = 100;

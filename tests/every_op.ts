@@ -214,9 +214,9 @@ function checkWire(wire: Wire): void {
   if (wire.ended && wire.exact) assertEquals(wire.received.length, wire.sent.length, "all of it arrives");
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // One run
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 /** A world that says when a turn begins, and gives up on a loop that gets nowhere. */
 class WatchedWorld extends World {
@@ -375,9 +375,9 @@ function isExpected(error: unknown): boolean {
   );
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 // All runs
-// ----------------------------------------------------------------------------------------------------------------
+// -------------------------------------
 
 async function attempt(scenario: Scenario, fault: Fault): Promise<Trial> {
   const trial = new Trial(fault);
