@@ -17,12 +17,11 @@
  *
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
- * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one, READ_MAX
- * at most. A datagram socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of
- * free write buffers; of more only those that the garbage collector has not taken yet.
+ * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one. A datagram
+ * socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
  *
- * What a cancelled wait leaves behind: a read or accept cannot be taken back, so it stays armed, and what it brings is
- * kept for whoever reads or accepts next. Nothing is lost.
+ * A read or accept cannot be taken back. So when a wait is cancelled it stays armed, and what it brings is kept for whoever
+ * reads or accepts next. Nothing is lost.
  *
  * Each promise gets its handlers the moment it is made; no rejection goes unheard.
  *
@@ -71,14 +70,14 @@ const PIPE_SIZE = 16384;
 const SYSTEM_INTERVAL = 5;
 /** ...for which it takes so many of its turns. */
 const SYSTEM_TURNS = 64;
-/** How long a closed socket may go on delivering what it had accepted, in milliseconds, before the rest is dropped. */
+/** How long a closed socket may go on delivering what was sent, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
 /**
- * How much a closed socket goes on to read and drop once its own bytes have left, in bytes: most of what a peer may send
- * before it reads our answer, and not all of what one sends that never will.
+ * How much a closed socket goes on to read and drop once its own bytes have left: most of what a peer may send before it
+ * reads our answer, and not all of what one sends that never will.
  */
 const LEAVE_MAX = 1 << 24;
-/** After so many reads of what nobody will look at it lets others go first... */
+/** After so many reads of what nobody will look at, a closed socket lets others go first... */
 const LEAVE_READS = 8;
 /** ...for so long, in milliseconds. */
 const LEAVE_PAUSE = 1;
@@ -89,7 +88,7 @@ const LEAVE_PAUSE = 1;
 
 let nextId = 1;
 
-/** What {@linkcode DefaultSelector} can watch: it says whether it is ready, can be armed, and tells when that changes. */
+/** What {@linkcode DefaultSelector} can watch: it says whether it is ready, can be armed, and signals a change. */
 export abstract class Pollable implements Selectable {
   /** A number no other socket of this program has. */
   readonly id: number = nextId++;
@@ -162,8 +161,7 @@ export class DefaultSelector implements Selector {
   #askedAt = 0;
   #hasWaited = false;
   // Discussion: to set and clear a timer of the platform's costs more than the rest of a turn. So for a loop, which will
-  // select again, it is left running when `select` returns, and serves the next one if it is early enough; one that comes
-  // too early is set again.
+  // select again, it is left running when `select` returns, and serves the next one; if it comes too early it is set again.
   #timer: ReturnType<typeof setTimeout> | undefined;
   #timerDue = Infinity;
   #keepsTimer = false;
@@ -202,7 +200,7 @@ export class DefaultSelector implements Selector {
     return key;
   }
 
-  /** Ends the watch for `events`, by default for both. What arrives meanwhile is kept for the next who watches. */
+  /** Ends the watch for `events`, by default for both. What arrives is kept for the next who watches. */
   unregister(fileobj: Selectable, events: number = EVENT_READ | EVENT_WRITE): void {
     if (!(fileobj instanceof Pollable)) return;
     if (events & EVENT_READ && fileobj._readKey?.selector === this) {
@@ -226,9 +224,8 @@ export class DefaultSelector implements Selector {
 
   /**
    * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for one turn of
-   * Deno's event loop. It may return early with nothing, if something was registered meanwhile, say: look at the time.
-   * While one `select` is under way another makes it return. With `again` a timer may be left behind for
-   * the next one: `wakeup` or `close` clears it.
+   * Deno's event loop. It may return early with nothing, if something was registered meanwhile, say. While one `select` is
+   * under way another makes it return. With `again` a timer may be left behind for the next: `wakeup` or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
    * @throws {ClosedError} If the selector is closed.
@@ -254,8 +251,8 @@ export class DefaultSelector implements Selector {
 
   /**
    * Discussion: Deno asks the system what has arrived when it has nothing else to do; kept busy, only in each 61st turn.
-   * With a turn at a time, tasks that never rest would see their input after tens of thousands of steps. So if the last
-   * time that Deno had nothing to do is long past it gets all these turns at once: about 0.3 ms of them in each 5.
+   * With a turn at a time, tasks that never rest would see their input after tens of thousands of steps. So if Deno was last
+   * at rest long ago it gets all these turns at once: about 0.3 ms of them in each 5.
    */
   #turn(): Promise<[SelectorKey, number][]> {
     const now = performance.now();
@@ -395,10 +392,7 @@ class BufferPool {
 
 const pool = new BufferPool();
 
-/**
- * What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What goes wrong is a rejection: none of
- * the functions that return a promise throws.
- */
+/** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What returns a promise never throws. */
 export interface Connection {
   /** Our address. */
   readonly localAddr: Addr;
@@ -432,18 +426,18 @@ const NO_SLAB = new ArrayBuffer(0);
 let scrap: Uint8Array | null = null;
 
 /**
- * A connected socket. Its methods never block: what cannot be done now throws {@linkcode WouldBlock}. To wait, a task
- * uses `loop.sockRecv` and `loop.sockSendall`, or `readWait` and `writeWait`.
+ * A connected socket. `recv`, `recvInto` and `send` never block: what cannot be done now throws {@linkcode WouldBlock}. To
+ * wait, a task uses `loop.sockRecv` and `loop.sockSendall`, or `readWait` and `writeWait`.
  */
 export class Socket extends Pollable implements SocketLike {
   readonly #conn: Connection;
   #isClosed = false;
-  /** Set by the loop as long as a task is in `sockSendall`, between its waits too. */
+  /** Whether a task is in `sockSendall`: set by the loop. */
   sending = false;
 
-  // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read fills what is behind
-  // them, and is started only when nothing is left. Bytes are handed out as views of the slab, never copied, so what
-  // lies before #given is never written again.
+  // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read is started only when none
+  // are left, and fills what is behind them. Bytes are handed out as views of the slab, never copied, so what lies before
+  // #given is never written again.
   #slab = NO_SLAB;
   #given = 0;
   #from = 0;
@@ -467,12 +461,12 @@ export class Socket extends Pollable implements SocketLike {
   #writeEnded = false;
   #writeError: unknown = null;
   #flushed: PromiseWithResolvers<void> | null = null;
-  /** Rejects when it is closed; there if a task waits for something that the platform does to the connection. */
+  /** Rejects when it is closed; for whoever waits in `#until`. */
   #closing: PromiseWithResolvers<never> | null = null;
   #settings: (() => void)[] | null = null;
   #linger: ReturnType<typeof setTimeout> | undefined;
   #pause: ReturnType<typeof setTimeout> | undefined;
-  /** How many reads have brought something after it was closed, and how many bytes came after all of ours had left. */
+  /** Since it was closed: how many reads have brought something, and how many bytes came after all of ours had left. */
   #leaveReads = 0;
   #dropped = 0;
 
@@ -547,7 +541,7 @@ export class Socket extends Pollable implements SocketLike {
     const length = Math.min(this.#to - this.#from, buffer.length);
     buffer.set(new Uint8Array(this.#slab, this.#from, length));
     this.#from += length;
-    // Once all is taken, the place of what was copied out is free again; the place of what was handed out is not.
+    // Once all is taken, the place of what was copied out is free again, that of what was handed out is not.
     if (this.#from === this.#to) this.#from = this.#to = this.#given;
     return length;
   }
@@ -569,13 +563,13 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Discussion: a read that is too small for what comes cuts a message in two; its echo leaves in two writes, and the
-   * second of them is held back by the system until the first is acknowledged, which may be 40 ms later. So the rest of
-   * a slab is used only if it takes more than the read before has brought.
+   * system holds back the second until the first is acknowledged, up to 40 ms later. So the rest of a slab is used only if
+   * it takes more than the read before has brought.
    */
   #read(): void {
     const rest = this.#slab.byteLength - this.#to;
     const full = this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2);
-    // Whoever fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
+    // Who fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
     if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
     this.#slabSize = Math.max(this.#slabSize, this.#readSize);
     if (full || this.#slab.byteLength !== this.#slabSize) {
@@ -726,7 +720,6 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Waits until everything sent has left, then ends our side of the stream: the peer sees its end, and can still send.
-   * Cancelled before that, it has ended nothing.
    *
    * @throws {BusyError} If another task is still in `sockSendall`.
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
@@ -743,7 +736,7 @@ export class Socket extends Pollable implements SocketLike {
 
   // ---- Settings ---------------------
 
-  /** Whether small writes leave at once instead of being gathered (`TCP_NODELAY`). No effect on Unix sockets and TLS. */
+  /** Whether small writes leave at once (`TCP_NODELAY`). No effect on Unix sockets and TLS. */
   setNoDelay(on = true): void {
     this.#set(() => this.#conn.setNoDelay?.(on));
   }
@@ -766,14 +759,14 @@ export class Socket extends Pollable implements SocketLike {
       try {
         setting();
       } catch {
-        // Whoever asked has gone on. A connection that refuses its setting is a broken one, and its next use says so.
+        // Whoever asked has gone on. A connection that refuses a setting is broken, and its next use says so.
       }
     }
   }
 
   /**
    * Completes the TLS handshake and says what was agreed. It happens by itself with the first bytes; a server uses this
-   * to learn the protocol first, or to give a slow client a deadline. On a socket without TLS there is nothing to agree.
+   * to learn the protocol first, or to give a slow client a deadline. Without TLS there is nothing to agree.
    *
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
@@ -785,8 +778,8 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * Begins something that the platform does to the connection, and waits for it, or for the socket to be closed. A task that
-   * is cancelled before the wait begins has begun nothing.
+   * Begins something that the platform does to the connection, and waits for it, or for the socket to be closed. Who is
+   * cancelled before that has begun nothing.
    */
   *#until<T>(what: string, begin: () => Promise<T>): Coroutine<T> {
     try {
@@ -809,10 +802,10 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket. Whoever waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
-   * seconds at most. What the peer is sending then is read and dropped, 16 MiB at most once all of ours has left, and then
-   * the connection is cut: to leave in the middle of something long, use {@linkcode abort}. (What it sends when nothing was
-   * unsent or unread here may cut our last bytes short, as TCP answers it with a reset. Who must not lose them ends the write
-   * side, and closes when the peer has ended its own.) Closing twice is fine.
+   * seconds at most. What the peer sends meanwhile is read and dropped, 16 MiB at most once all of ours has left, and then
+   * the connection is cut: to leave in the middle of something long, use {@linkcode abort}. (If nothing was unsent or unread
+   * here, what it still sends may cut our last bytes short, as TCP answers it with a reset. Who must not lose them uses
+   * {@linkcode closeWrite}, and closes when the peer has ended its own side.) Closing twice is fine.
    */
   close(): void {
     if (this.#isClosed) return;
@@ -825,9 +818,9 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * Closes the socket and drops what has not left this program yet; also one that was closed before and is still
-   * delivering. The peer sees the end of the stream, or a reset if something of its own lay unread. (With TLS, what Deno has
-   * taken already it goes on delivering.)
+   * Closes the socket, also one that was closed and is still delivering, and drops what has not left this program. The peer
+   * sees the end of the stream, or a reset if something of its own lay unread. (With TLS Deno goes on delivering what it has
+   * taken.)
    */
   abort(): void {
     if (!this.#isClosed) this.#shut();
@@ -840,7 +833,7 @@ export class Socket extends Pollable implements SocketLike {
     this.close();
   }
 
-  /** From here on nobody can use it, and whoever was waiting is told so. */
+  /** From here on nobody can use it, and whoever waits is told so. */
   #shut(): void {
     this.#isClosed = true;
     this.#forgetInput();
@@ -851,14 +844,12 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * The next step of a closed socket that still has something to deliver; called again whenever a read or write ends.
+   * The next step of a closed socket where something was unsent or unread; called again whenever a read or write ends.
    *
    * Discussion: TCP answers bytes that arrive at, or lie unread in, a closed socket with a reset, and a reset throws away
    * what the peer has not read yet. So while we deliver we also read, and forget what comes; when all has left we end our
    * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer, one
    * that sends on and on when it has sent 16 MiB more.
-   * This happens where something was unsent or unread at `close()`. A socket with neither is closed, as the system does it:
-   * what is still on its way to it then is not waited for.
    */
   #leave(): void {
     const broken = this.#readError !== null || this.#writeError !== null;
@@ -871,8 +862,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * The end of a closed socket that has nothing to deliver any more, unless input lies unread in the system: then what was
-   * sent may not have arrived, and letting go would be a reset. One read tells of what Deno knows by the next turn. (Kept
-   * busy it asks the system only in each 61st; to wait for that would keep every socket for so long, past the end of a test.)
+   * sent may not have arrived, and letting go would be a reset. One read tells of what Deno knows by the next turn. (Input
+   * that it learns of later, and what is still on its way, is not waited for: that would keep every socket for so long.)
    */
   #endIfSilent(): void {
     if (this.#eof || this.#readError !== null || this.#writeError !== null) return this.#end();
@@ -885,9 +876,9 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * Discussion: a read from a peer that sends without end completes at once, in a microtask. If it were followed by the
-   * next one there again and again, nothing else of the program would ever run, the linger timer included. So there is a
-   * pause now and then, which counts as a part of the read.
+   * Discussion: a read from a peer that sends without end completes at once, in a microtask. Were the next one started there
+   * again and again, nothing else would ever run, the linger timer included. So there is a pause now and then, which counts
+   * as a part of the read.
    */
   #leaveLater(n: number): void {
     if (this.#leaving === null && (this.#dropped += n) > LEAVE_MAX) return this.#end();
@@ -1013,8 +1004,8 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   /**
    * Takes the connection that has arrived.
    *
-   * What went wrong below (the process has no more files to open, say) is thrown once, here; the listener goes on, and
-   * whoever accepts in a loop should pause first, since the same may be wrong again.
+   * What went wrong below (too many open files, say) is thrown once, here; the listener goes on, and whoever accepts in a
+   * loop should pause first, since the same may be wrong again.
    *
    * @throws {WouldBlock} If none has.
    * @throws {ClosedError} If the listener is closed.
@@ -1067,13 +1058,13 @@ export interface DatagramConnection {
 }
 
 /**
- * A socket for datagrams. It holds the one that has arrived and the one that is leaving; the system queues, and drops,
- * the others. To wait, a task uses `loop.sockRecvfrom` and `loop.sockSendto`.
+ * A socket for datagrams. It holds one that has arrived and one that is leaving; the system queues, and drops, the others.
+ * To wait, a task uses `loop.sockRecvfrom` and `loop.sockSendto`.
  */
 export class DatagramSocket extends Pollable implements DatagramLike {
   readonly #conn: DatagramConnection;
   #isClosed = false;
-  /** Set by the loop as long as a task is in `sockSendto`. */
+  /** Whether a task is in `sockSendto`: set by the loop. */
   sending = false;
   #buffer: Uint8Array | null = null;
   #receiving = false;
@@ -1146,8 +1137,8 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   }
 
   /**
-   * Sends one datagram to `addr` and says how many bytes that are. They are copied: `data` may be changed at once. What
-   * became of it {@linkcode sent} tells.
+   * Sends one datagram to `addr` and says how long it is. It is copied: `data` may be changed at once. What became of it
+   * {@linkcode sent} tells.
    *
    * @throws {WouldBlock} If the one before has not left yet.
    * @throws {TypeError} If `data` is no `Uint8Array`.
@@ -1213,7 +1204,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
 // A pair in memory
 // -------------------------------------
 
-/** One direction of a pair: what one end has written and the other has not read, and who waits for that to change. */
+/** One direction of a pair: what was written and not read, and who waits for that to change. */
 class Pipe {
   readonly #buffer = new Uint8Array(PIPE_SIZE);
   #from = 0;
@@ -1324,8 +1315,8 @@ class PairConnection implements Connection {
 }
 
 /**
- * Makes two sockets that are connected to each other, in memory: for tests, and between tasks. They need no permission,
- * and behave as those of the network do, end of stream, back-pressure and resets included.
+ * Makes two sockets that are connected in memory: for tests, and between tasks. They need no permission, and behave as those
+ * of the network do, end of stream, back-pressure and resets included.
  *
  * @example
  * ```ts
@@ -1398,11 +1389,7 @@ export interface DatagramOptions {
   transport?: "udp" | undefined;
   /** The port; 0 for any free one. */
   port: number;
-  /**
-   * The address to receive at. The default is all of them, which is Deno's.
-   *
-   * @default {"0.0.0.0"}
-   */
+  /** The address to receive at. Default: all of them, `"0.0.0.0"`. */
   hostname?: string | undefined;
   /** Whether several sockets may receive at one address; for multicast. */
   reuseAddress?: boolean | undefined;
@@ -1604,8 +1591,8 @@ export function listen(options: ListenOptions): Listener {
  * a client which is slow with it, or fails it, holds up nobody; the handshake happens with the first bytes, or in
  * {@linkcode Socket.handshake}, and its errors come there.
  *
- * A connection that is closed, or aborted, before its handshake is through, or while the peer does not read what was sent,
- * stays open below, in Deno, until the peer goes on or goes away: count on that where peers are not trusted.
+ * A connection that is closed, or aborted, before its handshake is through, or while the peer does not read, stays open
+ * below, in Deno, until the peer goes on or goes away: count on that where peers are not trusted.
  *
  * @throws {RangeError} If the port is none.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
@@ -1629,9 +1616,9 @@ export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
 
 /**
  * Connects with TLS: the socket is there when both sides have agreed. Options are `Deno.connectTls`'s. Cancelled, it
- * leaves no connection behind, but for two cases: cancelled in the middle of the handshake, or timed out there, it closes
- * the connection, and Deno keeps it open below until the peer goes on with the handshake or goes away; and with a
- * certificate of ours (`cert`), Deno goes on with an attempt to connect until the system gives up.
+ * leaves no connection behind, but for two cases: one that is closed in the middle of the handshake Deno keeps open below
+ * until the peer goes on or goes away; and with a certificate of ours (`cert`) Deno goes on with an attempt to connect until
+ * the system gives up.
  *
  * @throws {RangeError} If the port is none.
  * @throws {TypeError} If an option is none that Deno takes.
@@ -1647,8 +1634,8 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
  * `sock` is closed and the socket that is returned has its place. Refused, `sock` is as it was; cancelled later, or if the
  * sides do not agree, the connection is closed (in the middle of the handshake as {@linkcode connectTls} does it).
  *
- * A `Stream` over `sock` may hold bytes of its own that came before TLS, and that anybody may have written: go on only if
- * its `buffered` is 0, and with a new stream over the socket that is returned.
+ * A `Stream` over `sock` may hold bytes that came before TLS, and that anybody may have written: go on only if its
+ * `buffered` is 0, and with a new stream.
  *
  * @throws {TypeError} If `sock` is not a TCP socket of Deno's, or `options` are none.
  * @throws {BusyError} If a task waits on `sock`, or it holds bytes that were not read.

@@ -2,8 +2,8 @@
  * stream.ts: lines, records and whole servers on top of sockets.
  *
  * A socket gives bytes in the pieces in which the network brought them. A {@linkcode Stream} puts a buffer in between, so
- * that a program can ask for what it means: a line, so many bytes, all up to a delimiter. {@linkcode serve} is the other
- * half of a server: it accepts, runs a handler for each connection, and ends in good order.
+ * that a program can ask for a line, so many bytes, all up to a delimiter. {@linkcode serve} is the other half of a server:
+ * it accepts, runs a handler for each connection, and ends in good order.
  *
  * The rules of a stream:
  *
@@ -48,7 +48,7 @@ import {
 } from "./loop.ts";
 import { moveOnAfter, race, shield } from "./scope.ts";
 
-/** How many bytes a line may have if nothing else was said; those of a careless or hostile peer would fill the memory. */
+/** How many bytes a line may have if nothing else was said: those of a hostile peer would fill the memory. */
 const LIMIT = 65536;
 /** How many bytes are taken from the socket at once. */
 const READ_MAX = 65536;
@@ -114,8 +114,8 @@ export interface StreamSocket extends SocketLike {
 /** Options of {@linkcode Stream}. */
 export interface StreamOptions {
   /**
-   * How many bytes `readLine` and `readUntil` may gather, the line's end or the delimiter not counted. If it is given,
-   * it holds for `readAll` too.
+   * How many bytes `readLine` and `readUntil` may gather, the line's end or the delimiter not counted. If given, it holds
+   * for `readAll` too.
    *
    * @default 65536
    */
@@ -126,8 +126,7 @@ export interface StreamOptions {
  * A buffered stream over a socket. One task reads at a time, and one writes; they may be two. After asyncio's
  * `StreamReader` and `StreamWriter` in one.
  *
- * The arrays it returns are views into larger buffers whose other parts are not yours: `slice()` one to keep little of
- * much, or to transfer it.
+ * The arrays it returns are views into larger buffers: `slice()` one to keep little of much, or to transfer it.
  *
  * @example Lines
  * ```ts
@@ -170,8 +169,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   readonly limit: number;
   readonly #limitOfAll: number;
 
-  // Bytes from #from to #to of the buffer have arrived and were not read. The buffer is what the socket gave, as it is; or,
-  // where pieces had to be put together, one of our own (#extensible), which has room for more behind #to.
+  // Bytes from #from to #to of the buffer have arrived and were not read. The buffer is what the socket gave; or, where
+  // pieces had to be put together, one of our own (#extensible), which has room for more behind #to.
   #buffer: Uint8Array<ArrayBuffer> = EMPTY;
   #from = 0;
   #to = 0;
@@ -228,8 +227,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   }
 
   /**
-   * Reads a line, up to `\n` or `\r\n`, and decodes it as UTF-8. The line comes without its end; what stands between the
-   * last one and the end of the stream is a line too, if it is not empty. At end of stream null.
+   * Reads a line, up to `\n` or `\r\n`, and decodes it as UTF-8, without its end; null at end of stream. What stands there
+   * behind the last line's end is a line too.
    *
    * @throws {LimitError} If the line is longer than `limit`. Its rest is dropped: the next read begins behind it.
    */
@@ -262,8 +261,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   /**
    * Reads up to and with `delimiter`.
    *
-   * @throws {LimitError} If more than `limit` bytes stand before it. They are dropped, with the delimiter: the next read
-   * begins behind it.
+   * @throws {LimitError} If more than `limit` bytes stand before it. All that is dropped: the next read begins behind it.
    * @throws {IncompleteReadError} If the stream ends before; its `partial` is what was left.
    * @throws {TypeError} If `delimiter` is empty, or neither a string nor a `Uint8Array`.
    */
@@ -399,8 +397,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   // ---- Writing and the end ----------
 
   /**
-   * Writes all of `data`; a string as UTF-8. When it returns the socket has taken the bytes, and `data` may be changed. If
-   * it is cancelled, `bytesSent` of the error says how many of them were taken.
+   * Writes all of `data`; a string as UTF-8. When it returns the socket has taken the bytes, and `data` may be changed.
+   * Cancelled, its error says how many were: `bytesSent`.
    *
    * @throws {BusyError} If another task is writing.
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile.
@@ -411,7 +409,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     yield* runningLoop().sockSendall(this.sock, bytes);
   }
 
-  /** Ends our side of the stream: the peer sees its end, and can still send. No effect on a socket that cannot do that. */
+  /** Ends our side of the stream: the peer sees its end, and can still send. No effect on a socket that cannot. */
   *closeWrite(): Coroutine<void> {
     this.#check("close the write side of");
     if (this.sock.closeWrite) yield* this.sock.closeWrite();
@@ -441,10 +439,10 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   // ---- Web streams ------------------
 
   /**
-   * The read side as a web stream, for `pipeTo`, `TextDecoderStream`, `CompressionStream` and the like. It reads from this
-   * stream only when it is read itself; so a program may read some lines first and pipe the rest. Its chunks are copies.
-   * Once it was cancelled, or has failed, there is another one here, which goes on where it ended.
-   * To be asked for inside a task: its reads are tasks of that loop.
+   * The read side as a web stream, for `pipeTo`, `CompressionStream` and the like. It reads from this stream only when it is
+   * read itself; so a program may read some lines first and pipe the rest. Its chunks are copies. Once it was cancelled, or
+   * has failed, there is another one here, which goes on where it ended. To be asked for inside a task: its reads are tasks
+   * of that loop.
    *
    * @example
    * ```ts
@@ -498,9 +496,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /**
    * The write side as a web stream. To close it ends our side of the connection. To abort it drops the connection at once,
-   * also in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell by
-   * that alone that something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do
-   * everywhere; to close this stream ends that too. To be asked for inside a task: its writes are tasks of that loop.
+   * also in the middle of a write, with all that has not left; the peer sees but the end of the stream. A `pipeTo` whose
+   * signal aborts waits for the write under way first, as pipes do everywhere; to close this stream ends that too. To be
+   * asked for inside a task: its writes are tasks of that loop.
    */
   get writable(): WritableStream<Uint8Array | string> {
     if (this.#writable) return this.#writable;
@@ -562,7 +560,7 @@ function matches(bytes: Uint8Array, at: number, wanted: Uint8Array, n: number): 
 
 /** How long `accept` is left alone after it has failed, in milliseconds: what it lacked has to be given back first. */
 const ACCEPT_BACKOFF = 100;
-/** Long enough for what is under way to be finished, short enough for nobody to think that the program hangs. */
+/** Long enough to finish what is under way, short enough for nobody to think that the program hangs. */
 const DRAIN_TIMEOUT = 1000;
 
 /** What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. */
@@ -579,8 +577,8 @@ export interface ServeListener<S extends StreamSocket = StreamSocket, A extends 
 /** Options of {@linkcode serve}. */
 export interface ServeOptions<A extends Addr = Addr> {
   /**
-   * How many connections are served at once. Others wait in the system's backlog. One whose handler has ended counts no
-   * more, though its socket may go on delivering for a while.
+   * How many handlers run at once; other connections wait in the system's backlog. A socket that goes on delivering when its
+   * handler has ended is not counted.
    *
    * @default Infinity
    */
@@ -591,10 +589,7 @@ export interface ServeOptions<A extends Addr = Addr> {
    * @default 1000
    */
   drainTimeout?: number | undefined;
-  /**
-   * Told of each error of a handler, with the address of its client; and of each error of `accept`, without one. Default:
-   * the loop's own `onError` is told.
-   */
+  /** Told of each error of a handler, with its client's address, and of `accept`, without. Default: the loop's `onError`. */
   onError?: ((error: unknown, addr?: Addr) => void) | undefined;
   /** Ends the server when it aborts; `serve` then returns. */
   signal?: AbortSignal | undefined;
@@ -603,11 +598,11 @@ export interface ServeOptions<A extends Addr = Addr> {
 }
 
 /**
- * Accepts connections and runs `handler` for each, in a task of its own, which is named after the client. The socket is
- * closed when its handler ends, whichever way. The listener is the server's from now on.
+ * Accepts connections and runs `handler` for each, in a task that is named after the client. The socket is closed when its
+ * handler ends, whichever way. The listener is the server's from now on.
  *
- * The server ends when it is cancelled, when `signal` aborts, or when the listener is closed. It then stops accepting, lets
- * the handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
+ * The server ends when it is cancelled, when `signal` aborts, or when the listener is closed: it stops accepting, lets the
+ * handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
  *
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
  * @throws {TypeError} If `listener` is none, `handler` no function, or `signal` no `AbortSignal`.
@@ -664,17 +659,20 @@ export function serve<S extends StreamSocket, A extends Addr>(
   return new Server(listener, handler, { ...options, maxConnections, drainTimeout }).run();
 }
 
+/** Options, with what was left out. */
+type Settings<A extends Addr> = ServeOptions<A> & { maxConnections: number; drainTimeout: number };
+
 class Server<S extends StreamSocket, A extends Addr> {
   readonly #listener: ServeListener<S, A>;
   readonly #handler: (sock: S, addr: A) => Coroutine<unknown>;
-  readonly #options: ServeOptions<A> & { maxConnections: number; drainTimeout: number };
+  readonly #options: Settings<A>;
   readonly #connections = new Map<Task, S>();
   readonly #room = new ParkingLot("a connection to end");
 
   constructor(
     listener: ServeListener<S, A>,
     handler: (sock: S, addr: A) => Coroutine<unknown>,
-    options: ServeOptions<A> & { maxConnections: number; drainTimeout: number },
+    options: Settings<A>,
   ) {
     this.#listener = listener;
     this.#handler = handler;
@@ -682,8 +680,8 @@ class Server<S extends StreamSocket, A extends Addr> {
   }
 
   /**
-   * Discussion: a cancellation from outside has to reach the acceptor at once, but the handlers only after a while. So the
-   * handlers live in a scope with a shield, in which this task waits too, and the acceptor is a task outside of it.
+   * Discussion: a cancellation from outside has to reach the acceptor at once, the handlers only after a while. So these
+   * live in a scope with a shield, in which this task waits too, and the acceptor is a task outside of it.
    */
   *run(): Coroutine<void> {
     const loop = runningLoop();
@@ -762,10 +760,7 @@ class Server<S extends StreamSocket, A extends Addr> {
     }
   }
 
-  /**
-   * Discussion: this could be the handler's `finally`, but for those that will not stop catching their cancellation: the loop
-   * gives them up, which ends the task, and not surely its coroutine.
-   */
+  /** Not in a `finally` of `#handle`: where the loop gives a handler up, its task ends, and its coroutine perhaps not. */
   readonly #release = (task: Task): void => {
     const sock = this.#connections.get(task)!;
     this.#connections.delete(task);
@@ -786,8 +781,8 @@ class Server<S extends StreamSocket, A extends Addr> {
 
 /**
  * Discussion: to show where in a TypeScript file an error was made, the platform opens a file. When there is none left to
- * open, that ends the whole program (seen in 2.9.6), and the very report of the shortage would be what the server dies of.
- * The stack of such an error shows nothing but `accept` anyway; the first line of it is kept.
+ * open, that ends the whole program (seen in 2.9.6), and the report of the shortage would be what the server dies of. Such a
+ * stack shows nothing but `accept` anyway; its first line is kept.
  */
 function withoutStack(error: unknown): void {
   if (error instanceof Error && "code" in error && NO_FILE_LEFT.has(error.code)) error.stack = String(error);
