@@ -347,7 +347,7 @@ export class Loop {
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
-    if (options?.scope) checkScope(options.scope, this);
+    if (options?.scope) CancelScope._check(options.scope, this);
     checkCoroutine(coro, "createTask");
     const task = new Task<T>(this, this.#nextId++, coro, options?.name, options?.scope ?? this.#root);
     task._locals = this.#current?._locals ?? null;
@@ -1888,10 +1888,13 @@ export class CancelScope {
     return scope !== null;
   }
 
-  /** @internal Says so if no task of `loop` can be started in here, or none any more. */
-  _check(loop: Loop): void {
-    if (this.#loop !== loop) throw new Error("Cannot create a task in this scope: it is in another loop");
-    if (this.#left) throw new Error("Cannot create a task in this scope: its block has ended");
+  /** @internal Throws if no task of `loop` can be started in `scope`, or none any more. */
+  static _check(scope: CancelScope, loop: Loop): void {
+    if (!(scope instanceof CancelScope)) {
+      throw new TypeError(`Cannot create a task in ${kind(scope)}: it is no CancelScope`);
+    }
+    if (scope.#loop !== loop) throw new Error("Cannot create a task in this scope: it is in another loop");
+    if (scope.#left) throw new Error("Cannot create a task in this scope: its block has ended");
   }
 
   /** @internal What the task is thrown. */
@@ -1916,13 +1919,6 @@ export class CancelScope {
     this._caught = own ? error : null;
     return own;
   }
-}
-
-function checkScope(scope: CancelScope, loop: Loop): void {
-  if (!(scope instanceof CancelScope)) {
-    throw new TypeError(`Cannot create a task in ${kind(scope)}: it is no CancelScope`);
-  }
-  scope._check(loop);
 }
 
 function checkDeadline(time: number): void {

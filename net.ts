@@ -166,7 +166,6 @@ export class DefaultSelector implements Selector {
   #timerDue = Infinity;
   #keepsTimer = false;
   readonly #onTimer = () => {
-    this.#timer = undefined;
     this.#timerDue = Infinity;
     if (!this.#resolve) return;
     if (performance.now() >= this.#until) this.wakeup();
@@ -332,7 +331,6 @@ export class DefaultSelector implements Selector {
     resolve?.();
     if (resolve && this.#keepsTimer) return;
     clearTimeout(this.#timer);
-    this.#timer = undefined;
     this.#timerDue = Infinity;
   }
 
@@ -341,7 +339,7 @@ export class DefaultSelector implements Selector {
     this._closed = true;
     this.#first = this.#last = null;
     this.wakeup();
-    this.wakeup();
+    this.wakeup(); // The first may have left the timer.
   }
 }
 
@@ -898,18 +896,11 @@ export class Socket extends Pollable implements SocketLike {
     closeQuietly(this.#conn);
   }
 
-  /** @internal */
-  _checkPlainTcp(what: string): void {
+  /** @internal Takes the connection out, for `startTls`, when all that was sent has left; that closes the socket. */
+  *_surrender(): Coroutine<Connection> {
+    const what = "start TLS on";
     if (this.#conn.handshake) throw new TypeError(`Cannot ${what} ${this}: it has TLS already`);
     if (this.remoteAddr.transport !== "tcp") throw new TypeError(`Cannot ${what} ${this}: it is no TCP socket`);
-  }
-
-  /**
-   * Takes the connection out of the socket, which is closed by that, when all that was sent has left.
-   *
-   * @throws {BusyError} If somebody waits on it, or input is under way or unread: it would be lost. @internal
-   */
-  *_surrender(what: string): Coroutine<Connection> {
     yield* this.#flush(what);
     if (this.#writeEnded) throw new Deno.errors.BrokenPipe(`Cannot ${what} ${this}: its write side was closed`);
     if (this.#eof) throw new Deno.errors.UnexpectedEof(`Cannot ${what} ${this}: its stream has ended`);
@@ -1211,9 +1202,7 @@ class Pipe {
   #to = 0;
   #reader: { buffer: Uint8Array; resolve(n: number | null): void; reject(error: Error): void } | null = null;
   #writer: { data: Uint8Array; resolve(n: number): void; reject(error: Error): void } | null = null;
-  /** The writer will write no more. */
-  #ended = false;
-  /** What reads, and what writes, end with from now on. */
+  /** What reads end with from now on, and what writes do: then nothing more will come. */
   #readError: Error | null = null;
   #writeError: Error | null = null;
 
@@ -1233,7 +1222,6 @@ class Pipe {
 
   /** The writer has written its last; what is here can still be read. */
   end(): void {
-    this.#ended = true;
     this.#writeError ??= new Deno.errors.BrokenPipe("Broken pipe");
     this.#move();
   }
@@ -1273,7 +1261,7 @@ class Pipe {
 
   #giveToReader(): void {
     const reader = this.#reader;
-    if (!reader || (this.#from === this.#to && !this.#ended && !this.#readError)) return;
+    if (!reader || (this.#from === this.#to && !this.#writeError)) return;
     this.#reader = null;
     if (this.#readError) return reader.reject(this.#readError);
     if (this.#from === this.#to) return reader.resolve(null);
@@ -1644,8 +1632,7 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
 export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutine<Socket> {
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is no Socket`);
   checkTlsOptions(options);
-  sock._checkPlainTcp("start TLS on");
-  const plain = yield* sock._surrender("start TLS on");
+  const plain = yield* sock._surrender();
   let conn: Deno.TlsConn;
   try {
     conn = yield* until((signal) => shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal));

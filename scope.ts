@@ -253,13 +253,11 @@ export class TaskGroup {
   #done(task: Task, error: unknown): void {
     this.#size--;
     if (error !== undefined && this.#isOrphaned) task.loop._unwatch(task);
-    else if (error !== undefined) this.#fail(error);
+    else if (error !== undefined) {
+      this.#errors.add(error);
+      this.#scope.cancel(error);
+    }
     if (this.#size === 0) this.#empty.unparkAll();
-  }
-
-  #fail(error: unknown): void {
-    this.#errors.add(error);
-    this.#scope.cancel(error);
   }
 
   /** Whether its block has ended by force, or its owner was given up: then nobody throws what its tasks do. */

@@ -496,9 +496,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /**
    * The write side as a web stream. To close it ends our side of the connection. To abort it drops the connection at once,
-   * also in the middle of a write, with all that has not left; the peer sees but the end of the stream. A `pipeTo` whose
-   * signal aborts waits for the write under way first, as pipes do everywhere; to close this stream ends that too. To be
-   * asked for inside a task: its writes are tasks of that loop.
+   * also in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell that
+   * something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do everywhere; to
+   * close this stream ends that too. To be asked for inside a task: its writes are tasks of that loop.
    */
   get writable(): WritableStream<Uint8Array | string> {
     if (this.#writable) return this.#writable;
