@@ -1,8 +1,8 @@
 /**
  * process.ts: the process around the loop, its signals and its workers.
  *
- * A signal comes from outside the program, and work that burns CPU has to get out of the loop's thread: both are waits for
- * something that the loop does not make itself. They are built on one op, `until`, and on the primitives of `sync.ts`.
+ * A signal comes from outside the program, and work that burns CPU has to get out of the loop's thread. To wait for either
+ * is built on one op, `until`, and on the primitives of `sync.ts`.
  *
  * The rules:
  *
@@ -15,9 +15,7 @@
  * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of
  * `node:worker_threads`, which Deno has built in, and which is loaded at the first run. Discussion: the `Worker` of the web
  * would be closer at hand, but idle ones keep the program from ending, and one that computes does so even when terminated.
- * Neither kind stops at once in the middle of a computation: Deno 2.9 lets the thread go and may take seconds to stop it. So
- * a cancelled run is over for the loop at once, and the program can end, but a core may be busy for a while; work that wants
- * to be stopped at once looks at a flag in shared memory.
+ * Neither kind stops at once in the middle of a computation: Deno 2.9 lets the thread go and may take seconds to stop it.
  *
  * @module
  */
@@ -60,10 +58,9 @@ function* nextSignal(names: Deno.Signal[]): Coroutine<Deno.Signal> {
 }
 
 /**
- * Listens to signals from when it is made until it is closed, and keeps them in the order they came. After curio's
- * `SignalQueue`. At most 1024 are kept, which is more than a person sends; what comes then is dropped. (The platform itself
- * may take two of the same name for one if they come faster than it looks.) A task that waits keeps the program going; a
- * queue that only listens does not.
+ * Listens to signals from when it is made until it is closed, and keeps them in the order they came; beyond 1024 they are
+ * dropped. (The platform may take two of the same name for one if they come faster than it looks.) A task that waits keeps
+ * the program going; a queue that only listens does not. After curio's `SignalQueue`.
  *
  * @example
  * ```ts
@@ -79,7 +76,7 @@ function* nextSignal(names: Deno.Signal[]): Coroutine<Deno.Signal> {
  */
 export class SignalQueue {
   readonly #arrived = new Deque<Deno.Signal>();
-  /** Whoever gets takes turns: only one waits for the next arrival, the others wait for that one. */
+  /** Only one waits for the next arrival; the others wait for that one. */
   readonly #turn = new Lock();
   #arrival: PromiseWithResolvers<void> | null = null;
   #listeners: [name: Deno.Signal, listener: () => void][] = [];
@@ -123,7 +120,7 @@ export class SignalQueue {
     // Deno does not count a listener among what keeps a program going; a task that waits for it has to.
     const hold = setInterval(() => {}, 2 ** 31 - 1);
     try {
-      // One of its own for each wait, of which there is one at a time: what is cancelled leaves nothing with the next.
+      // A new one for each wait: one that is cancelled leaves nothing with the next.
       yield* until(() => (this.#arrival = Promise.withResolvers()).promise);
     } finally {
       clearInterval(hold);
@@ -198,9 +195,9 @@ export interface WorkerPoolOptions {
  * To run more than that, give the address of a module, `new URL("./job.ts", import.meta.url)`, whose default export is
  * called; that needs the permission to read it.
  *
- * An error thrown in there is thrown here, with its name, message, stack and cause, as one of the built-in classes or a
- * plain `Error`; so is one that nobody caught in there. What it posts by `postMessage` goes nowhere; to tell how far it is,
- * give it a `MessagePort` among the arguments, and in `transfer`.
+ * An error thrown in there, or that nobody caught in there, is thrown here, with its name, message, stack and cause, as one
+ * of the built-in classes or a plain `Error`. What it posts by `postMessage` goes nowhere; to tell how far it is, give it a
+ * `MessagePort` among the arguments, and in `transfer`.
  *
  * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
  * @throws {Error} If the worker ends without a result.
@@ -239,12 +236,10 @@ function* runAlone(job: Job): Coroutine<unknown> {
 }
 
 /**
- * A number of threads that take turns at what they are given to run. A thread is started when it is first needed, and used
- * again if its run ended well or threw; one whose run was cancelled, or that left an error uncaught, is ended, and another
- * takes its place. Whoever finds no thread free waits, first come first served.
- *
- * The same thread serves many runs: what one leaves behind in `globalThis`, the next finds. Idle threads do not keep the
- * program from ending.
+ * Threads that take turns at what they are given to run. One is started when it is first needed, and used again if its run
+ * ended well or threw: what that left behind in `globalThis`, the next finds. One whose run was cancelled, or that left an
+ * error uncaught, is ended, and another takes its place. Whoever finds no thread free waits, first come first served. Idle
+ * threads do not keep the program from ending.
  *
  * @example
  * ```ts
@@ -516,7 +511,7 @@ function reviveError({ name, message, stack, cause }: ErrorParts): Error {
   return error;
 }
 
-/** What runs in the thread. It gets there as text, which needs no permission, and so can use nothing else of this file. */
+/** What runs in the thread. It gets there as text, which needs no permission, and can use nothing else of this file. */
 function serveJobs(require: any, key: string): void {
   const port = require("node:worker_threads").parentPort;
   const process = require("node:process");

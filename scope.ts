@@ -2,7 +2,7 @@
  * scope.ts: blocks that bound what happens inside them.
  *
  * A deadline bounds how long a coroutine may take; a group bounds how long the tasks that were started in it may live. Both
- * are a `cancelScope` of the kernel's with a few lines around it: what is cancelled in one way is cancelled in every way.
+ * are a `cancelScope` of the kernel's with a few lines around it.
  *
  * The rules of a group, which are those of trio's nurseries:
  *
@@ -39,8 +39,7 @@ import {
 /**
  * Runs `coro`, but for `ms` milliseconds at most. After trio's `fail_after`.
  *
- * @throws {TimeoutError} If the time was up before it ended; its `cause` is the `Cancelled`, with `bytesSent` of what was
- * sending and did not get to its end.
+ * @throws {TimeoutError} If the time was up before it ended; its `cause` is the `Cancelled`, with its `bytesSent`.
  * @throws {RangeError} If `ms` is negative or not a number.
  *
  * @example
@@ -64,7 +63,7 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
     return coro;
   }, { timeout: ms });
   if (!scope._caught) return value as T;
-  if (currentTask()._scope._cancelledBy) yield* checkpoint(); // It was cancelled from outside as well, and that goes first.
+  if (currentTask()._scope._cancelledBy) yield* checkpoint(); // A cancellation from outside goes first.
   throw new TimeoutError(`Timed out after ${ms} ms`, { cause: scope._caught });
 }
 
@@ -96,8 +95,8 @@ export interface ShieldOptions {
 
 /**
  * Runs `coro` out of reach of every cancellation from outside: for cleanup that has to wait for something. The
- * cancellation comes at the first op after it. Only what runs inside is out of reach: tasks that were started before are
- * cancelled all the same. To let a group of workers drain, put the group inside the shield, and outside what feeds them.
+ * cancellation comes at the first op after it. Tasks that were started before are not in the shield: to let a group of
+ * workers drain, put the group inside, and outside what feeds them.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
  *
@@ -175,9 +174,8 @@ export class TaskGroup {
   /**
    * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
    * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
-   * goes on; if the wait is cancelled, so is the task, though it may have said so at that very moment. Where the type of what
-   * it says cannot be told from `body`, name it: `group.start<number>((started) => server(started, port))`. After trio's
-   * `nursery.start`.
+   * goes on; if the wait is cancelled, so is the task, ready or not. Where the type of what it says cannot be told from
+   * `body`, name it: `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`.
    *
    * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it is cancelled by itself.
    * @throws {Error} If it ends without having said so, or the group's block has ended.
@@ -309,8 +307,8 @@ export class TaskGroup {
 
 /**
  * Runs `body`, which may start tasks in the group it is given, and waits until they have all ended. The first error cancels
- * the others, and is thrown when they have ended. Returns what `body` returns; a group that was cancelled before that returns
- * undefined, which its type does not say, as most groups never are. After trio's nurseries.
+ * the others, and is thrown when they have ended. Returns what `body` returns; undefined (which its type does not say) if
+ * the group was cancelled before that. After trio's nurseries.
  *
  * @throws The error of the body or of a task; {@linkcode AggregateError} if there is more than one.
  * @throws {TypeError} If `body` is no function.
@@ -377,8 +375,8 @@ export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Corou
 
 /**
  * Runs coroutines side by side and returns the value of the first to end; the others are cancelled, and have cleaned up
- * when it returns. An error that comes first is thrown. A loser that got its value in the very turn in which the race was
- * decided has ended with it, and it is dropped: do not race for what must not be lost, such as `queue.get()`, bare.
+ * when it returns. An error that comes first is thrown. The value of a loser that got it in the same turn is dropped: do not
+ * race for what must not be lost, such as `queue.get()`, bare.
  *
  * @throws {TypeError} If there is nothing to run, or `coros` is no array of coroutines.
  * @throws {TaskError} If all of them were cancelled by themselves.
@@ -413,8 +411,8 @@ export function* race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
 }
 
 /**
- * The body of the groups of `all` and `race`. It is not a `function*` within these: one that is made anew at each call takes
- * the engine longer than all the rest of a small group.
+ * The body of the groups of `all` and `race`. It is no `function*` within these: to make one at each call takes the engine
+ * longer than all the rest of a small group.
  */
 function* startEach<T>(
   group: TaskGroup,
@@ -425,7 +423,7 @@ function* startEach<T>(
   try {
     for (const coro of coros) tasks.push(group.createTask(coro));
   } catch (error) {
-    hush(coros); // A promise is refused, and nobody will wait for those behind it.
+    hush(coros); // Nobody will wait for those that are left.
     throw error;
   }
   if (ended) { for (const task of tasks) task.addDoneCallback(ended); }

@@ -1,15 +1,15 @@
 /**
  * sync.ts: what tasks of one loop use to wait for each other.
  *
- * Everything here is made of two ops, `park` and `checkpoint`, and runs in a single thread: between two ops nothing can
- * change. So a primitive is its few variables and a {@linkcode ParkingLot} for those who wait.
+ * Everything here is made of two ops, `park` and `checkpoint`: between two ops nothing can change. So a primitive is its few
+ * variables and a {@linkcode ParkingLot} for those who wait.
  *
  * The rules:
  *
  * - First come, first served. What is given back goes to whoever has waited longest, before anybody else can take it.
  * - A cancelled wait did not happen: no lock is held, no slot taken, no item gone.
- * - Each wait goes through `ready` once, even if there is nothing to wait for: it is a place to be cancelled, and others get
- *   their turn.
+ * - Each wait goes through `ready` once, even if there is nothing to wait for: a place to be cancelled, and others get their
+ *   turn.
  * - What neither waits nor belongs to a task (`Event.set`, `Semaphore.release`, `putNowait`) may be called from outside the
  *   loop, and wakes it. A lock belongs to a task.
  *
@@ -69,7 +69,7 @@ export class Event {
 
   /** Waits until it is set. */
   *wait(): Coroutine<void> {
-    // Looked at when the wait begins, not when the coroutine is made: it may be set in between.
+    // Looked at when the wait begins: it may have been set since the coroutine was made.
     yield* this.#isSet ? checkpoint() : park(this.#waiters);
   }
 }
@@ -79,7 +79,7 @@ export class Event {
 // -------------------------------------
 
 /**
- * A mutual exclusion lock. It belongs to the task that acquired it, which alone can release it. After trio's `Lock`.
+ * A lock. It belongs to the task that acquired it, which alone can release it. After trio's `Lock`.
  *
  * @example
  * ```ts
@@ -109,8 +109,8 @@ export class Lock {
 
   /**
    * Waits until the lock is free and takes it. The guard it returns releases it, once: `using guard = yield* lock.acquire()`.
-   * (Without `yield*` that line locks nothing, and no type tells.) Without `using` it stays taken until
-   * {@linkcode release}, also when its task has ended.
+   * (Without `yield*` that locks nothing, and no type tells.) Without `using` it stays taken until {@linkcode release}, also
+   * when its task has ended.
    *
    * @throws {Error} If the task holds it already: it would wait for itself.
    */
@@ -251,8 +251,8 @@ export class Semaphore {
 // -------------------------------------
 
 /**
- * A lock together with the means to wait, while holding it, for something that another task will change while holding it.
- * After asyncio's `Condition`.
+ * A lock, and a way to wait, while holding it, for something that another task will change while holding it. After
+ * asyncio's `Condition`.
  *
  * @example
  * ```ts
@@ -395,9 +395,9 @@ export class Queue<T> {
   /** How many items it holds at the most. */
   readonly maxsize: number;
   readonly #items: QueueItems<T>;
-  // Discussion: a task that found a slot, or an item, does not use it before it has been through `ready`, and may be
-  // cancelled there. Were the item taken first it would have to be put back, past items that others have taken
-  // meanwhile: so only a number is kept of what is spoken for, and each item stays where it is until its taker runs.
+  // Discussion: a task that found a slot, or an item, goes through `ready` before it uses it, and may be cancelled there. An
+  // item taken before that would have to be put back, past those that others have taken meanwhile. So what is spoken for is
+  // only counted, and each item stays where it is until its taker runs.
   /** Slots spoken for by tasks that are about to put. */
   #promised = 0;
   /** Items spoken for by tasks that are about to get. */
@@ -409,8 +409,7 @@ export class Queue<T> {
   readonly #joiners = new ParkingLot("Queue.join");
 
   /**
-   * Makes a queue of at most `maxsize` items; 0, as the default, means no limit. `items` keeps them, and so decides their
-   * order.
+   * Makes a queue of at most `maxsize` items; 0, as the default, means no limit. `items` keeps them, and decides their order.
    *
    * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
    */
@@ -564,7 +563,7 @@ export class Queue<T> {
     return item;
   }
 
-  /** Closed, and every item taken. One that is only claimed may still come back, if its getter is cancelled. */
+  /** Closed, and every item taken: one that is only claimed stays if its getter is cancelled. */
   get #drained(): boolean {
     return this.#closed && this.#items.length === 0;
   }
@@ -650,7 +649,7 @@ class Stack<T> implements QueueItems<T> {
 export class PriorityQueue<T> extends Queue<T> {
   /**
    * Makes a queue of at most `maxsize` items; `compare` is as for `Array.sort`. By default items are ordered by `<`, and
-   * arrays such as `[priority, item]` by their first elements that differ; objects, which `<` cannot tell apart, are equal.
+   * arrays such as `[priority, item]` by their first elements that differ; objects count as equal.
    */
   constructor(maxsize: number = 0, compare: (a: T, b: T) => number = inOrder) {
     super(maxsize, new Heap<T>((a, b) => compare(a.item, b.item) || a.order - b.order));
