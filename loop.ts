@@ -1205,10 +1205,11 @@ const HUSHED = new WeakSet<Promise<unknown>>();
 export function hush(op: unknown): void {
   try {
     for (const part of Array.isArray(op) ? op : [op]) {
-      if (part instanceof Promise) {
-        if (!HUSHED.has(part)) Promise.prototype.then.call(part, undefined, () => {});
+      if (part instanceof SingleOp) hush(part._op);
+      else if (part?.[Symbol.toStringTag] === "Promise" && !HUSHED.has(part)) { // also one of another realm
+        Promise.prototype.then.call(part, undefined, () => {});
         HUSHED.add(part);
-      } else if (part instanceof SingleOp) hush(part._op);
+      }
     }
   } catch {
     // It throws when it is looked at.
@@ -1313,7 +1314,7 @@ export class Task<T = any> implements PromiseLike<T> {
   #own: CancelScope | null = null;
   #cancelled = false;
   #joiners: ParkingLot | null = null;
-  #callbacks: ((task: Task<any>) => void)[] | null = null;
+  #callbacks: (((task: Task<any>) => void) | null)[] | null = null;
   #promise: Promise<T> | null = null;
 
   /** @internal Made by {@linkcode Loop.createTask}. */
@@ -1419,7 +1420,8 @@ export class Task<T = any> implements PromiseLike<T> {
     const callbacks = this.#callbacks ?? [];
     const i = callbacks.indexOf(callback);
     if (i < 0) return;
-    if (i === 0) callbacks.shift(); // As those do that are cancelled one after the other: cheaper than to move all others.
+    if (this.done) callbacks[i] = null; // They are being called, and keep their places.
+    else if (i === 0) callbacks.shift(); // As those do that are cancelled one after the other: cheaper than to move all others.
     else callbacks.splice(i, 1);
     this.loop._unwatch(this);
   }
@@ -1540,17 +1542,18 @@ export class Task<T = any> implements PromiseLike<T> {
     this._parent._remove(this);
     this.#own?._leave();
     this.#joiners?.unparkAll();
-    const callbacks = this.#callbacks;
-    this.#callbacks = this.#joiners = null; // First, so that one that takes itself back takes no other's place.
-    if (callbacks) this.#callBack(callbacks);
+    if (this.#callbacks) this.#callBack(this.#callbacks);
+    this.#callbacks = this.#joiners = null;
     this.#lastCancelled = this.#thrown = null;
     return threw && !this.#cancelled;
   }
 
-  #callBack(callbacks: ((task: Task<any>) => void)[]): void {
-    for (const callback of callbacks) {
+  #callBack(callbacks: (((task: Task<any>) => void) | null)[]): void {
+    for (let i = 0; i < callbacks.length; i++) {
+      const callback = callbacks[i];
+      callbacks[i] = null; // It cannot be taken back any more.
       try {
-        callback(this);
+        callback?.(this);
       } catch (error) {
         this.loop._report(error, this);
       }
@@ -2168,8 +2171,10 @@ export class ParkingLot<T = void> {
   /** @internal */
   _add(task: Task<any>): void {
     task._aheadInLot = this.#last;
-    if (this.#last) this.#last._behindInLot = task;
-    else this.#first = task;
+    if (this.#last) {
+      this.#last._behindInLot = task;
+      task.loop._noteWait(this.#last.loop); // That one may get first what both want.
+    } else this.#first = task;
     this.#last = task;
     this.length++;
     task.loop._parked++;
@@ -2392,7 +2397,8 @@ export class BusyError extends Error {
 /**
  * Thrown by `run` and `runForever` when nothing can ever wake the tasks that are left: no timer, socket or promise that the
  * loop knows of. A task that waits for ever in a shield stays, and the next run ends so too. If a callback that the loop
- * cannot know of will wake one, but perhaps only after a second, let a task wait for a promise meanwhile (`until`).
+ * cannot know of, or another loop, will wake one, but perhaps only after a second, let a task wait for a promise meanwhile
+ * (`until`).
  */
 export class DeadlockError extends Error {
   /** The name of the class. */

@@ -400,6 +400,8 @@ interface ErrorParts {
   message: string;
   stack: string | undefined;
   cause: Thrown | undefined;
+  /** Those of an `AggregateError`. */
+  errors: Thrown[] | undefined;
 }
 
 function makeJob(work: unknown, args: readonly unknown[], options: WorkerRunOptions): Job {
@@ -455,10 +457,15 @@ class Thread {
   }
 
   perform({ request, transfer }: Job): Promise<unknown> {
-    this.#worker.postMessage(request, transfer as any); // It may throw: then there is no job.
-    this.#worker.ref();
-    this.#job = Promise.withResolvers();
-    return this.#job.promise;
+    const { promise } = this.#job = Promise.withResolvers<unknown>();
+    try {
+      this.#worker.postMessage(request, transfer as any);
+    } catch (error) {
+      this.#job = null;
+      throw error;
+    }
+    if (this.#job) this.#worker.ref(); // To copy an argument may call the program, which may close the pool.
+    return promise;
   }
 
   /** Ends the thread, and its job with `error` if it has one; resolves when that is done. */
@@ -501,9 +508,10 @@ function revive(thrown: Thrown): unknown {
   return "error" in thrown ? reviveError(thrown.error) : thrown.other;
 }
 
-function reviveError({ name, message, stack, cause }: ErrorParts): Error {
+function reviveError({ name, message, stack, cause, errors }: ErrorParts): Error {
   const Class = Object.hasOwn(BUILTIN, name) ? BUILTIN[name] : Error;
-  const error = new Class(message, cause && { cause: revive(cause) });
+  const options = cause && { cause: revive(cause) };
+  const error = errors ? new AggregateError(errors.map(revive), message, options) : new Class(message, options);
   const set = (key: string, value: unknown) =>
     Object.defineProperty(error, key, { value, configurable: true, writable: true });
   if (error.name !== name) set("name", name);
@@ -541,13 +549,17 @@ function serveJobs(require: any, key: string): void {
   function inParts(thrown: any, depth = 0): Thrown {
     if (!(thrown instanceof Error)) return { other: thrown };
     const { name, message, stack, cause } = thrown;
-    const hasCause = cause !== undefined && depth < 8 && (cause instanceof Error || isCopyable(cause));
+    const within = (inner: unknown) =>
+      depth < 8 && (inner instanceof Error || isCopyable(inner)) ? inParts(inner, depth + 1) : undefined;
     return {
       error: {
         name: String(name),
         message: String(message),
         stack,
-        cause: hasCause ? inParts(cause, depth + 1) : undefined,
+        cause: cause === undefined ? undefined : within(cause),
+        errors: thrown instanceof AggregateError
+          ? Array.from(thrown.errors, (inner) => within(inner) ?? { other: undefined })
+          : undefined,
       },
     };
   }

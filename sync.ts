@@ -24,6 +24,7 @@ import {
   Deque,
   hush,
   kind,
+  type Loop,
   park,
   ParkingLot,
   type Task,
@@ -118,6 +119,7 @@ export class Lock {
     const task = currentTask();
     if (this.#owner === task) throw new Error(`Cannot acquire the lock: ${task} holds it already`);
     if (this.#owner) {
+      task.loop._noteWait(this.#owner.loop);
       yield* park(this.#waiters); // release() has made this task the owner
     } else {
       this.#owner = task;
@@ -183,6 +185,8 @@ export class Semaphore {
   #value: number;
   readonly #max: number;
   readonly #waiters = new ParkingLot("Semaphore.acquire");
+  /** The loop of the last that asked for a slot: another loop's task may be what gives one back. */
+  #loop: Loop | null = null;
 
   /**
    * Makes a semaphore with `value` free slots.
@@ -210,6 +214,9 @@ export class Semaphore {
 
   /** Waits for a free slot and takes it. The guard it returns releases it, once. */
   *acquire(): Coroutine<Disposable> {
+    const { loop } = currentTask();
+    loop._noteWait(this.#loop ?? loop);
+    this.#loop = loop;
     if (this.#value === 0) {
       yield* park(this.#waiters); // release() has handed its slot over
     } else {
@@ -328,7 +335,7 @@ export class Condition {
    */
   *waitFor(predicate: () => boolean): Coroutine<void> {
     this.#check("wait for");
-    if (holds(predicate)) yield* checkpoint(); // It has the lock meanwhile, so that what was true should be so still.
+    yield* checkpoint(); // First, as a predicate may take what it finds.
     while (!holds(predicate)) yield* this.wait();
   }
 
@@ -652,6 +659,9 @@ export class PriorityQueue<T> extends Queue<T> {
    * arrays such as `[priority, item]` by their first elements that differ; objects count as equal.
    */
   constructor(maxsize: number = 0, compare: (a: T, b: T) => number = inOrder) {
+    if (typeof compare !== "function") {
+      throw new TypeError(`Cannot make a queue with the compare ${kind(compare)}: it must be a function`);
+    }
     super(maxsize, new Heap<T>((a, b) => compare(a.item, b.item) || a.order - b.order));
   }
 }

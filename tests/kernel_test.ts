@@ -10,6 +10,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
+import { runInNewContext } from "node:vm";
 import {
   type Addr,
   all,
@@ -1931,6 +1932,14 @@ Deno.test("K16 N15 a promise that is refused before the task that is to wait for
   })());
 });
 
+Deno.test("K16 N15 a promise of another realm that is refused with nobody to wait for it is nobody's end either", async () => {
+  const foreign: () => Promise<void> = runInNewContext('() => Promise.reject(new Error("expected"))');
+  assert(!(foreign().catch(() => {}) instanceof Promise));
+  const { loop } = simulation();
+  assertEquals(await loop.run(moveOnAfter(0, until(foreign()))), undefined);
+  await platformTurn();
+});
+
 Deno.test("K8 K16 a task that async code awaits within an until is not reported: its error was taken", async () => {
   const { loop, errors } = simulation();
   function* failing(): Coroutine {
@@ -2123,4 +2132,41 @@ Deno.test("K11 a scope that is cancelled holds no deadline any more: a deadlock 
   await assertRejects(() => stuck, DeadlockError);
   assertEquals(timers, 0);
   assert(world.now() < 10_000);
+});
+
+Deno.test("C6 until(task) that is cancelled by a callback of that very task has taken its wait back, and nothing else", async () => {
+  const { loop, errors } = simulation();
+  await assertRejects(
+    () =>
+      loop.run(taskGroup(function* (group): Coroutine<void> {
+        const failing = group.createTask((function* () {
+          yield* sleep(1);
+          throw new Error("boom");
+        })());
+        group.createTask(until(failing)); // its wait is the second callback: the group's own is the first, and cancels it
+      })),
+    Error,
+    "boom",
+  );
+  assertEquals(errors, []);
+  assertEquals(loop._parked, 0);
+  await assertRejects(() => loop.run(park(new ParkingLot())), DeadlockError); // which a wrong count would hide
+});
+
+Deno.test("K8 a callback that another takes back, as both are being called, is not called", async () => {
+  const { loop, errors } = simulation();
+  await loop.run((function* (): Coroutine<void> {
+    const called: string[] = [];
+    const task = loop.createTask((function* () {
+      yield* checkpoint();
+      throw new Error("boom");
+    })());
+    const second = () => called.push("second");
+    task.addDoneCallback(() => task.removeDoneCallback(second));
+    task.addDoneCallback(second);
+    task.addDoneCallback(() => called.push("third"));
+    yield* task.wait();
+    assertEquals(called, ["third"]);
+  })());
+  assertEquals(errors, []);
 });

@@ -22,7 +22,7 @@ import {
   WorkerPool,
 } from "../mod.ts";
 import { needs } from "./permissions.ts";
-import { platformTurn } from "./world.ts";
+import { platformTurn, simulation } from "./world.ts";
 
 const SIGNALS = needs({ run: true });
 
@@ -277,6 +277,21 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
   });
 });
 
+test("P4 an AggregateError arrives with its errors", {}, async () => {
+  await run(function* () {
+    const error = yield* failed(runInWorker(() => {
+      const inner = new AggregateError([new TypeError("wrong turn"), "a string", () => {}], "inner");
+      return Promise.any([Promise.reject(new RangeError("too far")), Promise.reject(inner)]);
+    }));
+    assert(error instanceof AggregateError);
+    const [range, inner] = error.errors;
+    assert(range instanceof RangeError && inner instanceof AggregateError);
+    assertEquals([inner.name, inner.message], ["AggregateError", "inner"]);
+    assert(inner.errors[0] instanceof TypeError);
+    assertEquals(inner.errors.slice(1), ["a string", undefined]); // A function cannot be copied.
+  });
+});
+
 test("P3 what a function posts by itself is not taken for a result, in its run or in the next", {}, async () => {
   await run(function* () {
     using pool = new WorkerPool(1);
@@ -510,6 +525,32 @@ test("P6 closing a pool ends what runs and what waits, with ClosedError", {}, as
     assert((yield* failed(pool.run(() => 1))) instanceof ClosedError);
     assertEquals([pool.idle, pool.busy], [0, 0]);
   });
+});
+
+test("P6 a pool that is closed by an argument, as it is copied, ends that run too", {}, async () => {
+  await run(function* () {
+    const pool = new WorkerPool(1);
+    const argument = {
+      get closes() {
+        pool.close();
+        return 1;
+      },
+    };
+    assert((yield* failed(pool.run((x) => x, [argument]))) instanceof ClosedError);
+    assertEquals([pool.idle, pool.busy], [0, 0]);
+  });
+});
+
+test("P6 who waits for a thread that another loop's task uses is not in a deadlock", {}, async () => {
+  using pool = new WorkerPool(1);
+  const gate = new Int32Array(new SharedArrayBuffer(8));
+  const first = run(() => pool.run(count, [gate]));
+  const { loop } = simulation(); // Its grace is over at once.
+  const second = loop.run(pool.run(() => 2));
+  for (let n = 0; n < 20; n++) await platformTurn();
+  Atomics.store(gate, 1, 1);
+  await first;
+  assertEquals(await second, 2);
 });
 
 Deno.test("P6 a pool of no size, and work that cannot travel, are refused where they are written", () => {

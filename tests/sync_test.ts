@@ -32,7 +32,7 @@ import {
   taskGroup,
   WouldBlock,
 } from "../mod.ts";
-import { simulate } from "./world.ts";
+import { platformTurn, simulate, simulation } from "./world.ts";
 
 /** What `coro` throws. */
 function* caught(coro: Coroutine<unknown>): Coroutine<any> {
@@ -483,6 +483,62 @@ Deno.test("S3 waitFor looks again each time it is notified, and does not wait fo
   });
 });
 
+Deno.test("S3 waitFor asks once at each look, so that a predicate may take what it finds", async () => {
+  await simulate(function* ({ loop }) {
+    const condition = new Condition();
+    const jobs = [1];
+    function* next(): Coroutine<number> {
+      using _guard = yield* condition.acquire();
+      let job: number | undefined;
+      yield* condition.waitFor(() => (job = jobs.shift()) !== undefined);
+      return job!;
+    }
+    assertEquals(yield* next(), 1); // It is there at once.
+    const task = loop.createTask(next());
+    yield* settle();
+    using _guard = yield* condition.acquire();
+    jobs.push(2, 3);
+    condition.notify();
+    condition.release();
+    assertEquals(yield* task.join(), 2);
+    assertEquals(jobs, [3]);
+    yield* condition.acquire();
+  });
+});
+
+for (
+  const [what, lend] of [
+    ["Lock", () => new Lock()],
+    ["Semaphore", () => new Semaphore(1)],
+    ["Condition", () => new Condition()],
+  ] as const
+) {
+  Deno.test(`K11 ${what}: who waits for what a task of another loop holds is not in a deadlock`, async () => {
+    const lock = lend();
+    const { loop: a, world } = simulation();
+    const { loop: b } = simulation();
+    const { loop: c } = simulation();
+    world.autojump = false;
+    function* hold(): Coroutine<void> {
+      using _guard = yield* lock.acquire();
+      yield* sleep(1000);
+    }
+    function* wait(): Coroutine<string> {
+      using _guard = yield* lock.acquire();
+      return "held";
+    }
+    const held = a.run(hold());
+    await platformTurn();
+    const first = b.run(wait());
+    const second = c.run(all([wait(), wait()])); // These wait for one of their own as well.
+    for (let n = 0; n < 20; n++) await platformTurn(); // The grace, in simulated time, is over by now.
+    world.advance(1000);
+    await held;
+    assertEquals(await first, "held");
+    assertEquals(await second, ["held", "held"]);
+  });
+}
+
 Deno.test("S3 waitFor what is true lets others run", async () => {
   await simulate(function* ({ loop }) {
     const condition = new Condition();
@@ -839,6 +895,11 @@ Deno.test("S4 a PriorityQueue compares with < by default, and a waiting getter t
     assertEquals(yield* getter.join(), "apple");
     assertEquals([queue.getNowait(), queue.getNowait()], ["fig", "pear"]);
   });
+  assertThrows(
+    () => new PriorityQueue(0, 5 as never),
+    TypeError,
+    "Cannot make a queue with the compare 5: it must be a function",
+  );
 });
 
 // ---- C6: leaving the queue of waiters --------------------------------------------------------------------------
