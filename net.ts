@@ -70,6 +70,8 @@ const PIPE_SIZE = 16384;
 const SYSTEM_INTERVAL = 5;
 /** ...for which it takes so many of its turns. */
 const SYSTEM_TURNS = 64;
+/** A wait that is not over after so many rounds of microtasks is one in which Deno rests, and asks the system. */
+const REST_ROUNDS = 32;
 /** How long a closed socket may go on delivering what was sent, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
 /**
@@ -159,7 +161,7 @@ export class DefaultSelector implements Selector {
   #until = Infinity;
   /** When Deno last had a reason to ask the system what has arrived, and whether it had one since. */
   #askedAt = 0;
-  #hasWaited = false;
+  #rested = false;
   // Discussion: to set and clear a timer of the platform's costs more than the rest of a turn. So for a loop, which will
   // select again, it is left running when `select` returns, and serves the next one; if it comes too early it is set again.
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -241,9 +243,10 @@ export class DefaultSelector implements Selector {
     this.#until = timeout === Infinity ? Infinity : performance.now() + timeout;
     this.#keepsTimer = again;
     this.#setTimer();
-    this.#hasWaited = true;
-    // What completes at the same time as the socket that ends this wait is seen by the poll at its end too.
-    return new Promise<void>((resolve) => this.#resolve = resolve).then(this.#poll);
+    return new Promise<void>((resolve) => {
+      this.#resolve = resolve;
+      if (!this.#rested) this.#noteRest(resolve, REST_ROUNDS);
+    }).then(this.#poll); // What completes at the same time as the socket that ends this wait is seen there too.
   }
 
   readonly #poll = () => this.poll();
@@ -255,8 +258,8 @@ export class DefaultSelector implements Selector {
    */
   #turn(): Promise<[SelectorKey, number][]> {
     const now = performance.now();
-    if (this.#hasWaited) this.#askedAt = now;
-    this.#hasWaited = false;
+    if (this.#rested) this.#askedAt = now;
+    this.#rested = false;
     this.poll(); // What was registered since the last look is armed by this, and may be ready after the turn.
     let turns = 1;
     if (now - this.#askedAt >= SYSTEM_INTERVAL) {
@@ -267,6 +270,13 @@ export class DefaultSelector implements Selector {
       const next = () => --turns > 0 ? void setImmediate(next) : resolve();
       setImmediate(next);
     }).then(this.#poll);
+  }
+
+  /** Notes if this wait lasts. Many do not: a read or write that the system does at once is over in some microtasks. */
+  #noteRest(wait: () => void, rounds: number): void {
+    if (this.#resolve !== wait) return;
+    if (rounds === 0) this.#rested = true;
+    else queueMicrotask(() => this.#noteRest(wait, rounds - 1));
   }
 
   #setTimer(): void {
