@@ -215,12 +215,8 @@ export class DefaultSelector implements Selector {
   }
 
   #drop(key: Key, event: number): void {
-    if (key.events !== event) {
-      key.events &= ~event;
-      return;
-    }
-    // The key keeps its last event, for whoever still holds it.
-    key.selector = null;
+    if (key.events === event) key.selector = null; // It keeps its last event, for whoever still holds it.
+    else key.events &= ~event;
   }
 
   /**
@@ -387,13 +383,8 @@ class BufferPool {
   /** Gives a buffer back. */
   give(buffer: Uint8Array<ArrayBuffer>): void {
     const i = BufferPool.#SIZES.indexOf(buffer.length);
-    if (this.#free[i].length < BufferPool.#KEPT[i]) this.#free[i].push(buffer);
-    else this.#drop(i, buffer);
-  }
-
-  #drop(i: number, buffer: Uint8Array<ArrayBuffer>): void {
-    const dropped = this.#dropped[i]?.deref();
-    if (dropped) dropped.push(buffer);
+    const free = this.#free[i].length < BufferPool.#KEPT[i] ? this.#free[i] : this.#dropped[i]?.deref();
+    if (free) free.push(buffer);
     else this.#dropped[i] = new WeakRef([buffer]);
   }
 }
@@ -682,23 +673,19 @@ export class Socket extends Pollable implements SocketLike {
 
   /** A write has taken so many bytes, or ended with an error. */
   #onWritten(result: unknown): void {
-    if (typeof result !== "number") return this.#onWriteError(result);
-    this.#leavingFrom += result;
-    if (this.#leavingFrom < this.#leavingTo) return this.#writeRest();
-    pool.give(this.#leaving!);
-    this.#leaving = null;
-    if (this.#settings) this.#applyLate(this.#settings);
+    if (typeof result === "number") {
+      this.#leavingFrom += result;
+      if (this.#leavingFrom < this.#leavingTo) return this.#writeRest();
+      pool.give(this.#leaving!);
+      this.#leaving = null;
+      if (this.#settings) this.#applyLate(this.#settings);
+    } else {
+      this.#leaving = null; // Not given back to the pool: the platform may still read it.
+      this.#writeError = result;
+      this.#forgetOutput();
+    }
     if (this.#waiting) this.#write();
     else this.#wakeFlushed();
-    if (this.#isClosed) this.#leave();
-    else this._signal(EVENT_WRITE);
-  }
-
-  #onWriteError(error: unknown): void {
-    this.#leaving = null; // Not given back to the pool: the platform may still read it.
-    this.#writeError = error;
-    this.#forgetOutput();
-    this.#wakeFlushed();
     if (this.#isClosed) this.#leave();
     else this._signal(EVENT_WRITE);
   }
@@ -1410,9 +1397,7 @@ const denoNetwork: Network = {
   },
 
   *connect(options: ConnectOptions): Coroutine<Socket> {
-    checkOptions("connect to", options);
-    checkTransport("connect to", options);
-    if (options.transport !== "unix") checkPort("connect to", options.port, 1);
+    checkAddress("connect to", options, 1);
     const theirs = options.transport === "unix" ? undefined : options.signal;
     const conn = yield* until((ours) => {
       const signal = theirs ? AbortSignal.any([ours, theirs]) : ours;
@@ -1449,23 +1434,23 @@ function checkOptions(what: string, options: unknown): void {
 }
 
 function checkListen(options: ListenOptions | ListenTlsOptions): void {
-  checkOptions("listen on", options);
-  checkTransport("listen on", options);
-  if (options.transport === "unix") return;
-  checkPort("listen on", options.port, 0);
+  checkAddress("listen on", options, 0);
   // Deno itself would end the process here.
-  if (options.reusePort && !unstable.listenDatagram) {
+  if ("reusePort" in options && options.reusePort && !unstable.listenDatagram) {
     throw new Deno.errors.NotSupported("Cannot listen with reusePort: Deno needs the flag --unstable-net for it");
   }
 }
 
 /** Of some transports Deno would make a confused error, or the end of the process. */
-function checkTransport(what: string, { transport, path }: { transport?: unknown; path?: unknown }): void {
-  if (transport === "unix" && typeof path !== "string") {
+function checkAddress(what: string, options: any, leastPort: number): void {
+  checkOptions(what, options);
+  const { transport = "tcp", path, port } = options;
+  if (transport === "tcp") checkPort(what, port, leastPort);
+  else if (transport !== "unix") {
+    throw new TypeError(`Cannot ${what} transport ${kind(transport)}: it must be "tcp" or "unix"`);
+  } else if (typeof path !== "string") {
     throw new TypeError(`Cannot ${what} path ${kind(path)}: it must be a string`);
   }
-  if (transport === undefined || transport === "tcp" || transport === "unix") return;
-  throw new TypeError(`Cannot ${what} transport ${kind(transport)}: it must be "tcp" or "unix"`);
 }
 
 /** An address to send a datagram to. Of some that are none Deno would make others. */
