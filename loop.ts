@@ -1587,17 +1587,17 @@ class Join<T> {
   }
 
   return(value?: T): IteratorResult<Op, T | undefined> {
-    this.#giveUp();
+    this.#unwatch();
     return { value, done: true };
   }
 
   throw(error: unknown): never {
-    this.#giveUp();
+    this.#unwatch();
     throw error;
   }
 
   /** The joiner did not wait to the end; somebody else has to hear of the task's error. */
-  #giveUp(): void {
+  #unwatch(): void {
     const task = this.#task;
     this.#task = null;
     if (task && this.#waits) task.loop._unwatch(task);

@@ -158,7 +158,8 @@ export class DefaultSelector implements Selector {
   #first: Key | null = null;
   #last: Key | null = null;
   #resolve: (() => void) | null = null;
-  #until = Infinity;
+  /** When the `select` under way returns at the latest. */
+  #due = Infinity;
   /** When Deno last had a reason to ask the system what has arrived, and whether it had one since. */
   #askedAt = 0;
   #rested = false;
@@ -170,7 +171,7 @@ export class DefaultSelector implements Selector {
   readonly #onTimer = () => {
     this.#timerDue = Infinity;
     if (!this.#resolve) return;
-    if (performance.now() >= this.#until) this.wakeup();
+    if (performance.now() >= this.#due) this.wakeup();
     else this.#setTimer();
   };
 
@@ -236,7 +237,7 @@ export class DefaultSelector implements Selector {
     if (timeout <= 0) return this.#turn();
     const events = this.poll();
     if (events.length > 0) return Promise.resolve(events);
-    this.#until = timeout === Infinity ? Infinity : performance.now() + timeout;
+    this.#due = timeout === Infinity ? Infinity : performance.now() + timeout;
     this.#keepsTimer = again;
     this.#setTimer();
     return new Promise<void>((resolve) => {
@@ -276,11 +277,11 @@ export class DefaultSelector implements Selector {
   }
 
   #setTimer(): void {
-    if (this.#until >= this.#timerDue) return;
+    if (this.#due >= this.#timerDue) return;
     clearTimeout(this.#timer);
-    this.#timerDue = this.#until;
+    this.#timerDue = this.#due;
     // A longer delay than this would silently become the shortest; a negative one (it was a slow start) is warned of.
-    const delay = Math.min(Math.max(Math.ceil(this.#until - performance.now()), 0), 2 ** 31 - 1);
+    const delay = Math.min(Math.max(Math.ceil(this.#due - performance.now()), 0), 2 ** 31 - 1);
     this.#timer = setTimeout(this.#onTimer, delay);
   }
 

@@ -77,7 +77,7 @@ function* nextSignal(names: Deno.Signal[]): Coroutine<Deno.Signal> {
 export class SignalQueue {
   readonly #arrived = new Deque<Deno.Signal>();
   /** Only one waits for the next arrival; the others wait for that one. */
-  readonly #turn = new Lock();
+  readonly #lock = new Lock();
   #arrival: PromiseWithResolvers<void> | null = null;
   #listeners: [name: Deno.Signal, listener: () => void][] = [];
   #closed = false;
@@ -108,7 +108,7 @@ export class SignalQueue {
    * @throws {ClosedError} If the queue is closed and nothing is left in it.
    */
   *get(): Coroutine<Deno.Signal> {
-    using _turn = yield* this.#turn.acquire();
+    using _guard = yield* this.#lock.acquire();
     while (this.#arrived.length === 0) {
       if (this.#closed) throw new ClosedError("Cannot get from the signal queue: it is closed");
       yield* this.#nextArrival();

@@ -181,7 +181,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   /** The delimiter up to which the rest of something too long is still to be dropped. */
   #skipping: Uint8Array | null = null;
   #reading = false;
-  readonly #turn: Disposable = { [Symbol.dispose]: () => void (this.#reading = false) };
+  readonly #endReading: Disposable = { [Symbol.dispose]: () => void (this.#reading = false) };
   #readable: ReadableStream<Uint8Array<ArrayBuffer>> | null = null;
   #writable: WritableStream<Uint8Array | string> | null = null;
 
@@ -220,7 +220,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    */
   *read(max: number = READ_MAX): Coroutine<Uint8Array<ArrayBuffer>> {
     checkCount(max, 1);
-    using _turn = this.#takeTurn();
+    using _reading = this.#beginReading();
     yield* this.#begin();
     if (this.#length === 0) yield* this.#fill(max);
     return this.#take(Math.min(max, this.#length));
@@ -233,7 +233,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {LimitError} If the line is longer than `limit`. Its rest is dropped: the next read begins behind it.
    */
   *readLine(): Coroutine<string | null> {
-    using _turn = this.#takeTurn();
+    using _reading = this.#beginReading();
     yield* this.#begin();
     const at = yield* this.#find(NEWLINE, "a line");
     if (at < 0) return this.#length === 0 ? null : decoder.decode(this.#take(this.#length));
@@ -249,7 +249,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    */
   *readExactly(n: number): Coroutine<Uint8Array<ArrayBuffer>> {
     checkCount(n, 0);
-    using _turn = this.#takeTurn();
+    using _reading = this.#beginReading();
     yield* this.#begin();
     if (n === 0 && this.#length === 0) yield* checkpoint();
     while (this.#length < n) {
@@ -268,7 +268,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   *readUntil(delimiter: string | Uint8Array): Coroutine<Uint8Array<ArrayBuffer>> {
     const bytes = toBytes("read until", delimiter).slice(); // The caller's may change while this waits.
     if (bytes.length === 0) throw new TypeError("Cannot read until an empty delimiter: it would be found everywhere");
-    using _turn = this.#takeTurn();
+    using _reading = this.#beginReading();
     yield* this.#begin();
     const at = yield* this.#find(bytes, "up to the delimiter");
     if (at < 0) throw new IncompleteReadError(this.#take(this.#length), null);
@@ -284,7 +284,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    */
   *readAll(limit: number = this.#limitOfAll): Coroutine<Uint8Array<ArrayBuffer>> {
     if (!(limit >= 0)) throw new RangeError(`Cannot read all up to ${limit} bytes: it must be a number from 0 up`);
-    using _turn = this.#takeTurn();
+    using _reading = this.#beginReading();
     yield* this.#begin();
     do {
       if (this.#length > limit) throw new LimitError("all of the stream", limit);
@@ -292,11 +292,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     return this.#take(this.#length);
   }
 
-  #takeTurn(): Disposable {
+  #beginReading(): Disposable {
     this.#check("read from");
     if (this.#reading) throw new BusyError(`Cannot read from ${this}: another task is already reading it`);
     this.#reading = true;
-    return this.#turn;
+    return this.#endReading;
   }
 
   /** What every read begins with. If there is nothing to read at hand it goes on with `#fill`, which is an op itself. */
@@ -486,7 +486,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>,
     isWanted: () => boolean,
   ): Coroutine<void> {
-    using _turn = this.#takeTurn();
+    using _reading = this.#beginReading();
     yield* this.#begin();
     if (this.#length === 0) yield* this.#fill();
     if (!isWanted()) return;
