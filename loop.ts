@@ -1310,7 +1310,7 @@ export class Task<T = any> implements PromiseLike<T> {
   #lastCancelled: Cancelled | null = null;
   /** How often each of the scopes it is in has thrown it a `Cancelled`. */
   #thrown: Map<CancelScope, number> | null = null;
-  /** A scope around this task alone, made by the first `cancel()`: most tasks never need one. */
+  /** A scope around this task alone, made by the first `cancel()`. */
   #own: CancelScope | null = null;
   #cancelled = false;
   #joiners: ParkingLot | null = null;
@@ -1403,7 +1403,7 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * Calls `callback` when the task has ended; at once if it has. Whoever asks for this takes charge of its error.
+   * Calls `callback` when the task has ended; at once if it has. Who asks for this takes charge of its error.
    *
    * @throws {TypeError} If `callback` is no function.
    */
@@ -1415,13 +1415,13 @@ export class Task<T = any> implements PromiseLike<T> {
     else this.#callbacks = [callback]; // Mostly there is one, and the first push() would make room for seventeen.
   }
 
-  /** Takes `callback` back, if it was not called yet: whoever does so takes charge of the task's error no more. */
+  /** Takes `callback` back, if it was not called yet, and with it the charge of the task's error. */
   removeDoneCallback(callback: (task: Task<T>) => void): void {
     const callbacks = this.#callbacks ?? [];
     const i = callbacks.indexOf(callback);
     if (i < 0) return;
     if (this.done) callbacks[i] = null; // They are being called, and keep their places.
-    else if (i === 0) callbacks.shift(); // As those do that are cancelled one after the other: cheaper than to move all others.
+    else if (i === 0) callbacks.shift(); // Those that are cancelled in turn do so: cheaper than to move all others.
     else callbacks.splice(i, 1);
     this.loop._unwatch(this);
   }
@@ -1613,8 +1613,8 @@ class Join<T> {
 }
 
 /**
- * A variable whose value each task has for itself; a task starts with the values of the one that created it. After
- * Python's `ContextVar`.
+ * A variable of which each task has its own value, and starts with that of the task that created it. After Python's
+ * `ContextVar`.
  *
  * @example
  * ```ts
@@ -1737,7 +1737,7 @@ export class CancelScope {
    * out anew for the scopes below whenever something changes. @internal
    */
   _cancelledBy: CancelScope | null = null;
-  /** @internal Whether this scope or one outside has, or once had, a deadline: if not, an op need not look at the clock. */
+  /** @internal Whether this scope or one outside ever had a deadline: if not, an op need not look at the clock. */
   _timed = false;
   /** @internal Its own cancellation, once that has ended the block. */
   _caught: Cancelled | null = null;
@@ -1812,7 +1812,7 @@ export class CancelScope {
       const task = m instanceof Task ? m : m.#task;
       if (task?._op) waiting.push(task);
     }
-    // Only now: taking an op back may call the program, which may cancel tasks, and that moves them in the tree.
+    // Only now: to take an op back may call the program, which may cancel tasks, and that moves them in the tree.
     for (const task of waiting) if (task._scope._cancelledBy) this.#loop._interrupt(task, task._scope._cancelledBy);
   }
 
@@ -1878,7 +1878,7 @@ export class CancelScope {
     if (this.#left) return; // Its task was given up, and somebody returns the coroutine by hand.
     this.#left = true;
     this.#dropTimer();
-    // A task that was put into this scope and outlives it keeps it in the tree, so that it can still be reached.
+    // A task in here that outlives the block keeps it in the tree, so that it can still be reached.
     if (!this._first) this._parent?._remove(this);
     else if (this.#shield) this.shield = false;
   }

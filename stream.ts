@@ -724,7 +724,8 @@ class Server<S extends StreamSocket, A extends Addr> {
 
   *#accept(loop: Loop, handlers: CancelScope): Coroutine<void> {
     for (;;) {
-      while (this.#connections.size >= this.#options.maxConnections) yield* this.#untilRoom();
+      // A listener is never writable: whoever waits for that hears when it is closed, and leaves its connections alone.
+      while (this.#isFull) yield* race([this.#someRoom(), writeWait(this.#listener)]);
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
         const task = loop.createTask(this.#handle(sock, addr), { name: nameOf(addr), scope: handlers });
@@ -741,14 +742,13 @@ class Server<S extends StreamSocket, A extends Addr> {
     }
   }
 
-  /** A listener is never writable: whoever waits for that hears when it is closed, and leaves its connections alone. */
-  *#untilRoom(): Coroutine<void> {
-    yield* race([this.#someRoom(), writeWait(this.#listener)]);
+  get #isFull(): boolean {
+    return this.#connections.size >= this.#options.maxConnections;
   }
 
   /** It looks in the very step in which it parks: in a race that is a later one than where it was called. */
   *#someRoom(): Coroutine<void> {
-    while (this.#connections.size >= this.#options.maxConnections) yield* park(this.#room);
+    while (this.#isFull) yield* park(this.#room);
   }
 
   *#handle(sock: S, addr: A): Coroutine<void> {
