@@ -21,7 +21,7 @@
  * socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
  *
  * A read or accept cannot be taken back. So when a wait is cancelled it stays armed, and what it brings is kept for whoever
- * reads or accepts next. Nothing is lost.
+ * reads or accepts next. Nothing is lost. It does not keep the program from ending.
  *
  * Each promise gets its handlers the moment it is made; no rejection goes unheard.
  *
@@ -90,6 +90,14 @@ const LEAVE_PAUSE = 1;
 
 let nextId = 1;
 
+/** What may keep the program going while something is under way on it. `Deno.Conn` and `Deno.Listener` do. */
+interface Holder {
+  /** Lets it do so. */
+  ref?(): void;
+  /** Lets the program end all the same. */
+  unref?(): void;
+}
+
 /** What {@linkcode DefaultSelector} can watch: it says whether it is ready, can be armed, and signals a change. */
 export abstract class Pollable implements Selectable {
   /** A number no other socket of this program has. */
@@ -105,6 +113,24 @@ export abstract class Pollable implements Selectable {
   abstract _arm(event: number): void;
   /** Whether it has been closed. */
   abstract readonly closed: boolean;
+
+  /** @internal What a read or accept is under way on; null if none is. */
+  get _underWay(): Holder | null {
+    return null;
+  }
+  #released: Holder | null = null;
+
+  /** @internal Somebody waits for what is under way, which keeps the program going. */
+  _hold(): void {
+    this.#released?.ref?.();
+    this.#released = null;
+  }
+
+  /** @internal Nobody does any more, and the program may end. */
+  _release(): void {
+    this.#released = this._underWay;
+    this.#released?.unref?.();
+  }
 
   /** @internal To be called when it may have become ready for `event`. */
   _signal(event: number): void {
@@ -196,7 +222,10 @@ export class DefaultSelector implements Selector {
     if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "read");
     if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "write");
     const key = new Key(fileobj, events, data, this);
-    if (events & EVENT_READ) fileobj._readKey = key;
+    if (events & EVENT_READ) {
+      fileobj._readKey = key;
+      fileobj._hold();
+    }
     if (events & EVENT_WRITE) fileobj._writeKey = key;
     this._signalled(key);
     return key;
@@ -208,6 +237,7 @@ export class DefaultSelector implements Selector {
     if (events & EVENT_READ && fileobj._readKey?.selector === this) {
       this.#drop(fileobj._readKey, EVENT_READ);
       fileobj._readKey = null;
+      fileobj._release();
     }
     if (events & EVENT_WRITE && fileobj._writeKey?.selector === this) {
       this.#drop(fileobj._writeKey, EVENT_WRITE);
@@ -412,6 +442,10 @@ export interface Connection {
   setKeepAlive?(on?: boolean): void;
   /** For TLS: resolves when both sides have agreed. */
   handshake?(): Promise<TlsHandshakeInfo>;
+  /** A read under way keeps the program from ending, as it does from the beginning... */
+  ref?(): void;
+  /** ...or does not: nobody waits for what it brings. */
+  unref?(): void;
 }
 
 /** What the two sides of a TLS connection have agreed on. */
@@ -501,6 +535,11 @@ export class Socket extends Pollable implements SocketLike {
     if (event === EVENT_READ && !this.#reading) this.#read();
   }
 
+  /** @internal */
+  override get _underWay(): Connection | null {
+    return this.#reading && !this.#isClosed ? this.#conn : null;
+  }
+
   #check(what: string): void {
     if (this.#isClosed) throw new ClosedError(`Cannot ${what} ${this}: it is closed`);
   }
@@ -548,6 +587,8 @@ export class Socket extends Pollable implements SocketLike {
 
   #nothing(): Uint8Array<ArrayBuffer> {
     if (this.#readError !== null) throw this.#readError;
+    // The system tells of a reset once: where a write has heard of it, reads see but the end of a stream.
+    if (this.#eof && this.#writeError instanceof Deno.errors.ConnectionReset) throw this.#writeError;
     if (this.#eof) return new Uint8Array(0);
     throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
   }
@@ -936,6 +977,10 @@ export interface ConnectionListener<A extends Addr = Addr> {
   accept(): Promise<Connection>;
   /** Ends it; a pending accept rejects. */
   close(): void;
+  /** An accept under way keeps the program from ending, as it does from the beginning... */
+  ref?(): void;
+  /** ...or does not: nobody waits for what it brings. */
+  unref?(): void;
 }
 
 /** A listening socket, at an address of kind `A`. To wait for a connection, a task uses `loop.sockAccept`. */
@@ -971,6 +1016,11 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
     if (event !== EVENT_READ || this.#accepting) return;
     this.#accepting = true;
     this.#listener.accept().then((conn) => this.#onAccept(conn), (error) => this.#onAcceptError(error));
+  }
+
+  /** @internal */
+  override get _underWay(): ConnectionListener<A> | null {
+    return this.#accepting ? this.#listener : null;
   }
 
   #onAccept(conn: Connection): void {
@@ -1044,6 +1094,10 @@ export interface DatagramConnection {
   send(data: Uint8Array, addr: Addr): Promise<number>;
   /** Ends it; what is pending rejects. */
   close(): void;
+  /** What is under way keeps the program from ending, as it does from the beginning... */
+  ref?(): void;
+  /** ...or does not: nobody waits for what it brings. */
+  unref?(): void;
 }
 
 /**
@@ -1096,6 +1150,11 @@ export class DatagramSocket extends Pollable implements DatagramLike {
       ([data, addr]) => this.#onReceived([data.slice(), addr], null),
       (error) => this.#onReceived(null, error),
     );
+  }
+
+  /** @internal */
+  override get _underWay(): DatagramConnection | null {
+    return this.#receiving ? this.#conn : null;
   }
 
   #onReceived(received: [Uint8Array, Addr] | null, error: unknown): void {
@@ -1501,11 +1560,9 @@ function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal)
 
 /** By hand, as `Deno.connectTls` itself would go on with an attempt that nobody wants any more, for minutes perhaps. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
-  const { hostname = "127.0.0.1", port, cert, key } = options as
-    & Deno.ConnectTlsOptions
-    & Partial<Deno.TlsCertifiedKeyPem>;
+  const { cert, key } = options as Partial<Deno.TlsCertifiedKeyPem>;
   if (cert ?? key) return Deno.connectTls(options); // The other way has no place for them.
-  const conn = closeOnAbort(await Deno.connect({ hostname, port, signal }), signal);
+  const conn = closeOnAbort(await Deno.connect({ ...options, signal }), signal);
   try {
     return await Deno.startTls(conn, options);
   } catch (error) {
@@ -1523,6 +1580,8 @@ async function shakeHands(connecting: Promise<Deno.TlsConn>, signal: AbortSignal
     closeQuietly(conn);
     throw error;
   }
+  // Deno.startTls leaves the transport out of these addresses.
+  for (const addr of [conn.localAddr, conn.remoteAddr]) Object.assign(addr, { transport: "tcp" });
   return conn;
 }
 
@@ -1636,8 +1695,6 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
     closeQuietly(plain); // Deno has taken it by now, unless it does not like the options.
     throw error;
   }
-  // Deno leaves the transport out of these addresses.
-  for (const addr of [conn.localAddr, conn.remoteAddr]) Object.assign(addr, { transport: "tcp" });
   return new Socket(conn as Connection);
 }
 

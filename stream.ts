@@ -322,19 +322,21 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /** Waits until `delimiter` is in the buffer, and says where; -1 if the stream ends first. */
   *#find(delimiter: Uint8Array, what: string): Coroutine<number> {
-    for (let searched = 0;;) {
+    for (let searched = 0, ended = false;;) {
       const bytes = this.#buffer.subarray(this.#from, this.#to);
       const at = indexOf(bytes, delimiter, searched);
-      let length = at >= 0 ? at : bytes.length - begun(bytes, delimiter);
-      if (delimiter === NEWLINE) length = lineEnd(bytes, length);
+      let length = at >= 0 ? at : bytes.length;
+      if (at < 0 && !ended) length -= begun(bytes, delimiter); // The rest of it may come.
+      if (delimiter === NEWLINE && (at >= 0 || !ended)) length = lineEnd(bytes, length);
       if (length > this.limit) {
         this.#skipping = delimiter;
         this.#drop();
         throw new LimitError(what, this.limit);
       }
       if (at >= 0) return at;
+      if (ended) return -1;
       searched = Math.max(0, bytes.length - delimiter.length + 1);
-      if (!(yield* this.#fill())) return -1;
+      ended = !(yield* this.#fill());
     }
   }
 

@@ -510,6 +510,59 @@ Deno.test("N6 a failed write is thrown by every later send, and by nobody else",
   selector.close();
 });
 
+Deno.test("N6 a reset that a write has heard of is no end of the stream, an end before it is one", async () => {
+  for (const [ErrorClass, ends] of [[Deno.errors.ConnectionReset, false], [Deno.errors.BrokenPipe, true]] as const) {
+    const { conn, sock, selector } = fake();
+    selector.register(sock, EVENT_READ);
+    selector.poll();
+    await conn.arrive("half");
+    sock.send(bytes("abc"));
+    conn.writes.shift()!.reject(new ErrorClass("gone"));
+    await turn();
+    assertEquals(text(sock.recv(10)), "half");
+    selector.poll();
+    await conn.arriveEnd();
+    for (let i = 0; i < 2; i++) {
+      if (ends) assertEquals(sock.recv(10).length, 0);
+      else assertThrows(() => sock.recvInto(new Uint8Array(10)), ErrorClass);
+    }
+    sock.close();
+    selector.close();
+  }
+});
+
+Deno.test("C7 a read that nobody waits for any more does not keep the program going; watched again, it does", async () => {
+  const { conn, sock, selector } = fake();
+  const held: string[] = [];
+  Object.assign(conn, { ref: () => held.push("ref"), unref: () => held.push("unref") });
+  const watch = () => {
+    selector.register(sock, EVENT_READ);
+    selector.poll();
+  };
+  watch();
+  await conn.arrive("abc");
+  selector.unregister(sock);
+  assertEquals(held, []); // It was over when the watch ended.
+  sock.recv(3);
+  watch();
+  selector.unregister(sock);
+  selector.unregister(sock);
+  assertEquals(held, ["unref"]);
+  watch();
+  assertEquals(held, ["unref", "ref"]);
+  selector.unregister(sock);
+  await conn.arrive("def");
+  sock.recv(3);
+  watch();
+  assertEquals(held, ["unref", "ref", "unref", "ref"]);
+  sock.send(bytes("abc"));
+  sock.close(); // It goes on reading, to deliver.
+  selector.unregister(sock);
+  assertEquals(held.length, 4);
+  sock.abort();
+  selector.close();
+});
+
 Deno.test("N15 a setting that has to wait for a write may fail without a sound", async () => {
   const { conn, sock } = fake();
   sock.send(bytes("abc"));

@@ -486,6 +486,34 @@ battery("N5 abort() drops what has not left, and the peer sees an end", function
   assert(got < 20 * MB);
 });
 
+// ---- The end of the program ---------------------------------------------------------------------------------------
+
+Deno.test(
+  "C7 N4 what a cancelled wait leaves under way does not keep the program from ending",
+  needs({ net: true, run: true }),
+  async () => {
+    const program = `
+    import { connect, datagram, listen, Loop, moveOnAfter, until } from "${new URL("../mod.ts", import.meta.url)}";
+    const loop = new Loop();
+    await loop.run(function* () {
+      const listener = listen({ hostname: "127.0.0.1", port: 0 });
+      const client = yield* connect(listener.addr);
+      const [server] = yield* loop.sockAccept(listener);
+      yield* moveOnAfter(1, loop.sockAccept(listener));
+      yield* moveOnAfter(1, loop.sockRecv(server, 10));
+      yield* moveOnAfter(1, loop.sockRecvfrom(datagram({ hostname: "127.0.0.1", port: 0 }), 10));
+      yield* loop.sockSendall(client, new Uint8Array(3)); // And still nothing is lost.
+      console.log((yield* loop.sockRecv(server, 10)).length);
+      yield* moveOnAfter(1, loop.sockRecv(server, 10));
+    }());
+    console.log("end");`;
+    const args = ["eval", "--unstable-net", program];
+    const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(20_000) });
+    const { code, stdout } = await command.output();
+    assertEquals([code, text(stdout)], [0, "3\nend\n"]);
+  },
+);
+
 // ---- Peers that break off ----------------------------------------------------------------------------------------
 
 battery("N6 a peer that is gone, its input unread, comes at the next op of reader and writer", function* (scene) {
@@ -518,6 +546,33 @@ Deno.test(
       assertInstanceOf(yield* thrownBy(loop.sockRecv(server, 10)), Deno.errors.ConnectionReset);
       for (let i = 0; i < 3; i++) assertBroken(yield* thrownBy(sendForEver(loop, server)));
       assertInstanceOf(yield* thrownBy(server.closeWrite()), Deno.errors.BrokenPipe);
+      server.close();
+    }),
+);
+
+Deno.test(
+  "N6 a reset that a write was the first to hear of is no end of the stream",
+  needs({ net: true }),
+  () =>
+    run(function* (loop) {
+      using listener = listen({ hostname: "127.0.0.1", port: 0 });
+      const peer = net.connect({ host: "127.0.0.1", port: portOf(listener) });
+      peer.on("error", () => {});
+      const [server] = yield* loop.sockAccept(listener);
+      peer.write("half of it");
+      yield* readWait(server);
+      const half = server.recv(100); // All that has come: no read is under way now.
+      peer.resetAndDestroy();
+      yield* settle();
+      try {
+        for (;;) yield* loop.sockSendall(server, pattern(10)); // The system takes the first, and the write fails.
+      } catch (error) {
+        assertInstanceOf(error, Deno.errors.ConnectionReset);
+      }
+      assertEquals(text(half), "half of it");
+      for (let i = 0; i < 3; i++) {
+        assertInstanceOf(yield* thrownBy(loop.sockRecv(server, 10)), Deno.errors.ConnectionReset);
+      }
       server.close();
     }),
 );

@@ -85,6 +85,27 @@ Deno.test("N11 both sides learn the protocol they agreed on", granted, () =>
     server.sock.abort();
   }));
 
+Deno.test("N11 connectTls: its addresses are whole, and what it was given reaches Deno", granted, async () => {
+  const real = Deno.connect;
+  const given: unknown[] = [];
+  Deno.connect = ((options: Deno.ConnectOptions) => {
+    given.push(options);
+    return real(options);
+  }) as typeof Deno.connect;
+  try {
+    await run(function* (loop) {
+      using listener = listenTls({ ...LOCAL, ...tls.server });
+      loop.createTask(shout(loop, listener));
+      using client = yield* connectTls({ ...to(listener), caCerts: [tls.ca], autoSelectFamily: false });
+      assertEquals(client.remoteAddr, listener.addr);
+      assertEquals(client.localAddr.transport, "tcp");
+      assertEquals((given[0] as { autoSelectFamily: boolean }).autoSelectFamily, false);
+    });
+  } finally {
+    Deno.connect = real;
+  }
+});
+
 Deno.test("N11 without TLS there is nothing to agree on", () =>
   run(function* () {
     const [left, right] = socketPair();

@@ -98,6 +98,24 @@ Deno.test("ST1 a line of exactly limit bytes is fine, one of a byte more is not,
   }
 });
 
+Deno.test("ST1 what could have become a line's end or a delimiter, and did not, counts", async () => {
+  await run(function* () {
+    for (const pieces of [["12345\r"], [..."12345\r"]]) {
+      assertEquals(yield* ended(pieces, { limit: 6 }).readLine(), "12345\r");
+      const stream = ended(pieces, { limit: 5 });
+      yield* thrown(LimitError, stream.readLine());
+      assertEquals(yield* stream.readLine(), null);
+    }
+    for (const pieces of [["12345abc"], [..."12345abc"]]) {
+      const { partial } = yield* thrown(IncompleteReadError, ended(pieces, { limit: 8 }).readUntil("abcd"));
+      assertEquals(partial.length, 8);
+      const stream = ended(pieces, { limit: 7 });
+      yield* thrown(LimitError, stream.readUntil("abcd"));
+      assertEquals((yield* stream.readAll()).length, 0);
+    }
+  });
+});
+
 Deno.test("ST1 limit exceeded: LimitError, and the stream goes on with the next line", async () => {
   const whole = "123456789\nshort\r\n123456789\r\nlast";
   for (const pieces of [[whole], [...whole], ["12345678", "9", "\nsho", "rt\r\n123456789\r", "\nlast"]]) {
