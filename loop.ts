@@ -320,8 +320,8 @@ export class Loop {
   #suspect = false;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
-  /** Whether the signal that `run` was given may still abort, which is something to wait for. */
-  #mayAbort = false;
+  /** How many signals may still abort something here, which is something to wait for. */
+  #signals = 0;
 
   /**
    * Makes a loop; with no options, one that lives in the real world.
@@ -533,14 +533,7 @@ export class Loop {
       const task = this.createTask(main, { name: "main" });
       task._watchers++;
       this.#fedFromOutside = false;
-      const abort = () => {
-        this.#mayAbort = false;
-        this.#cancelItself(task, signal!.reason);
-        this.#wakeup(); // A main that is shielded goes on waiting: perhaps for nothing that can come now.
-      };
-      this.#mayAbort = signal !== undefined;
-      if (signal?.aborted) abort();
-      else signal?.addEventListener("abort", abort);
+      const unlisten = this._listen(signal, (reason) => this.#cancelItself(task, reason));
       let failure: unknown;
       try {
         await this.#turns(() => task.done);
@@ -549,8 +542,7 @@ export class Loop {
         this._unwatch(task); // This is what `run` rejects with; an error of `main` is one like any other now.
         throw error;
       } finally {
-        signal?.removeEventListener("abort", abort);
-        this.#mayAbort = false;
+        unlisten();
         if (!this.#stopped || task.done) await this.#shutDown(failure ?? task.error);
       }
       if (!task.done) {
@@ -621,6 +613,27 @@ export class Loop {
       this.#root._add(root);
       root._leave();
     }
+  }
+
+  /** @internal Calls `abort` when `signal` does, at once if it has. Returns what takes that back. */
+  _listen(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
+    if (signal?.aborted) abort(signal.reason);
+    if (!signal || signal.aborted) return () => {};
+    let listens = true;
+    const unlisten = () => {
+      if (!listens) return;
+      listens = false;
+      this.#signals--;
+      signal.removeEventListener("abort", onAbort);
+    };
+    const onAbort = () => {
+      unlisten();
+      abort(signal.reason);
+      this.#wakeup(); // Who is shielded goes on waiting: perhaps for nothing that can come now.
+    };
+    signal.addEventListener("abort", onAbort);
+    this.#signals++;
+    return unlisten;
   }
 
   /** Cancels in the name of the loop, which is no sign of life from outside. */
@@ -760,7 +773,7 @@ export class Loop {
 
   /** Whether every task waits for another, and nobody outside was ever seen to wake one, nor can abort them. */
   get #stuck(): boolean {
-    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside && !this.#mayAbort;
+    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside && this.#signals === 0;
   }
 
   /** Something has become ready that the selector does not know of. */
@@ -1693,6 +1706,8 @@ export interface CancelScopeOptions {
   deadline?: number | undefined;
   /** Hide what happens to the scopes outside from the block. Default: false. */
   shield?: boolean | undefined;
+  /** Cancel the block when this aborts, with its reason. */
+  signal?: AbortSignal | undefined;
 }
 
 /** What a scope holds: the tasks that were born in it, and the scopes inside. */
@@ -1932,12 +1947,12 @@ function checkDeadline(time: number): void {
 const DEADLINE = "the deadline has passed";
 
 /**
- * Runs `body` in a scope of its own: `scope.cancel()`, a deadline, or a cancellation from outside end it at the op it
- * waits on. Returns what `body` returns, or undefined if the scope's own cancellation ended it. After trio's
+ * Runs `body` in a scope of its own: `scope.cancel()`, a deadline, a signal, or a cancellation from outside end it at the op
+ * it waits on. Returns what `body` returns, or undefined if the scope's own cancellation ended it. After trio's
  * `CancelScope`.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
- * @throws {TypeError} If `body` is no function.
+ * @throws {TypeError} If `body` is no function, or `signal` no `AbortSignal`.
  *
  * @example
  * ```ts
@@ -1961,6 +1976,7 @@ export function cancelScope<T>(
   checkBody("cancelScope", body);
   if (options.timeout !== undefined) checkDuration("set a timeout", options.timeout);
   if (options.deadline !== undefined) checkDeadline(options.deadline);
+  checkSignal("make a cancel scope", options.signal);
   return inScope(body, options);
 }
 
@@ -1970,8 +1986,9 @@ function* inScope<T>(
 ): Coroutine<T | undefined> {
   const task = currentTask();
   const scope = new CancelScope(task.loop, task, task._scope, options.shield);
-  const { timeout = Infinity, deadline = Infinity } = options;
+  const { timeout = Infinity, deadline = Infinity, signal } = options;
   task._scope = scope;
+  const unlisten = signal && task.loop._listen(signal, (reason) => scope.cancel(reason));
   try {
     if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
     return yield* checkRunnable(body(scope));
@@ -1980,6 +1997,7 @@ function* inScope<T>(
     scope._blame(error);
     throw error;
   } finally {
+    unlisten?.();
     leaveScope(task, scope);
   }
 }

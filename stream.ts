@@ -424,6 +424,12 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.sock.close();
   }
 
+  /** Closes the socket and drops what has not left yet; where it cannot do that, it is closed. */
+  abort(): void {
+    this.sock.abort?.();
+    this.close();
+  }
+
   /** `close()`, for `using`. */
   [Symbol.dispose](): void {
     this.close();
@@ -506,10 +512,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     if (this.#writable) return this.#writable;
     const loop = runningLoop();
     const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
-    const abort = () => {
-      this.sock.abort?.();
-      this.close();
-    };
+    const abort = () => this.abort();
     return this.#writable = new WritableStream({
       // A web stream calls `abort` only when the write under way has ended; one to a peer that does not read never does.
       start: ({ signal }) => signal.addEventListener("abort", abort),
@@ -593,7 +596,10 @@ export interface ServeOptions<A extends Addr = Addr> {
   drainTimeout?: number | undefined;
   /** Told of each error of a handler, with its client's address, and of `accept`, without. Default: the loop's `onError`. */
   onError?: ((error: unknown, addr?: Addr) => void) | undefined;
-  /** Ends the server when it aborts; `serve` then returns. */
+  /**
+   * Ends the server when it aborts; `serve` then returns. A handler that waits for its client's next request should hear of
+   * it too: `yield* cancelScope(() => stream.readLine(), { signal })` is undefined then.
+   */
   signal?: AbortSignal | undefined;
   /** Called once, with the listener's address, when the server is about to accept. */
   onListen?: ((addr: A) => void) | undefined;

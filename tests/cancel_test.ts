@@ -4,6 +4,7 @@ import {
   assert,
   assertEquals,
   assertInstanceOf,
+  assertRejects,
   assertStrictEquals,
   assertStringIncludes,
   assertThrows,
@@ -17,6 +18,7 @@ import {
   Condition,
   type Coroutine,
   currentTask,
+  DeadlockError,
   Event,
   EVENT_WRITE,
   failAfter,
@@ -1170,6 +1172,50 @@ Deno.test("C9 a Cancelled from elsewhere is an error like any other", async () =
     assertInstanceOf(yield* thrownBy(() => task.join()), TaskError);
   }, { errors });
   assertEquals(errors.length, 1);
+});
+
+Deno.test("C9 a scope with a signal is cancelled when that aborts, with its reason, and listens no longer than it lasts", async () => {
+  const { loop, world } = simulation();
+  const controller = new AbortController();
+  const { signal } = controller;
+  let listeners = 0;
+  const { addEventListener, removeEventListener } = signal;
+  signal.addEventListener = (...args: Parameters<typeof addEventListener>) => {
+    listeners++;
+    addEventListener.apply(signal, args);
+  };
+  signal.removeEventListener = (...args: Parameters<typeof removeEventListener>) => {
+    listeners--;
+    removeEventListener.apply(signal, args);
+  };
+  await loop.run((function* (): Coroutine<void> {
+    assertEquals(yield* cancelScope(() => ended(5), { signal }), 5);
+    assertEquals(listeners, 0);
+    let own!: CancelScope;
+    function* idle(scope: CancelScope): Coroutine<void> {
+      own = scope;
+      yield* new Event().wait(); // Nothing but the signal can end this, and it is no deadlock.
+    }
+    world.autojump = false;
+    setImmediate(() => controller.abort("shut down"));
+    assertEquals(yield* cancelScope(idle, { signal }), undefined);
+    assertEquals([listeners, own._caught?.reason], [0, "shut down"]);
+    const begun: string[] = [];
+    yield* cancelScope(function* () { // It has aborted already: the first op throws.
+      begun.push("begun");
+      yield* checkpoint();
+      begun.push("not reached");
+    }, { signal });
+    assertEquals(begun, ["begun"]);
+    world.autojump = true;
+    assertThrows(() => cancelScope(idle, { signal: 5 as never }), TypeError, "with the signal 5");
+  })());
+  function* ended(value: number): Coroutine<number> {
+    yield* checkpoint();
+    return value;
+  }
+  // That is over: what waits for nothing else is stuck again.
+  await assertRejects(() => loop.run(new Event().wait()), DeadlockError);
 });
 
 Deno.test("C9 a scope that ends restores the task's, and refuses tasks from then on", async () => {

@@ -7,6 +7,7 @@ import {
   type Addr,
   all,
   BusyError,
+  cancelScope,
   checkpoint,
   ClosedError,
   connect,
@@ -718,6 +719,25 @@ Deno.test("N12 idle deadlines are one line for who writes the handler", needs({ 
     group.cancel();
     yield* until(platformTurn());
   }));
+});
+
+Deno.test("N12 a handler between two requests hears of the signal by a scope, and the server is drained at once", async () => {
+  const stop = new AbortController();
+  const { signal } = stop;
+  function* handler(sock: PieceSocket): Coroutine {
+    const stream = new Stream(sock);
+    while (yield* cancelScope(() => stream.readLine(), { signal }));
+  }
+  await serving(handler, { signal, drainTimeout: 60_000 }, function* ({ listener, server, sim }) {
+    const [client] = sockets(1);
+    listener.push(client);
+    yield* turns(10);
+    assert(!client.closed);
+    stop.abort();
+    yield* server.join();
+    assert(client.closed);
+    assertEquals(sim.loop.time(), 0);
+  });
 });
 
 Deno.test(

@@ -21,6 +21,7 @@ import {
   serve,
   type ServeListener,
   sleep,
+  socketPair,
   Stream,
   type StreamOptions,
   TimeoutError,
@@ -469,6 +470,22 @@ Deno.test("using a stream closes its socket", async () => {
     }
     assert(sock.closed);
     yield* checkpoint();
+  });
+});
+
+Deno.test("N4 abort() drops what has not left, and closes a socket that cannot", async () => {
+  await run(function* () {
+    const [left, right] = socketPair();
+    const stream = new Stream(left);
+    left.send(new Uint8Array(65536)); // more than a pair holds
+    stream.abort();
+    assert(left.closed);
+    yield* thrown(ClosedError, stream.readLine());
+    assert((yield* new Stream(right).readAll()).length < 65536);
+    right.close();
+    const other = ended(["abc"]);
+    other.abort();
+    assert(other.sock.closed);
   });
 });
 
