@@ -297,31 +297,37 @@ export class Loop {
   readonly #onError: NonNullable<LoopOptions["onError"]>;
   readonly #trace: LoopOptions["trace"];
   readonly #ops = new Map<string, OpHandler>();
+
+  // Its tasks.
   #root: CancelScope = new CancelScope(this, null, null);
   #current: Task<any> | null = null;
   #nextId = 1;
   #live = 0;
-  /** @internal How many tasks are parked: they wait for another task, and for nothing else. */
-  _parked = 0;
-  /** Tasks that failed in this turn; those with nobody to take the error are reported when the turn ends. */
+  /** Those that failed in this turn; if there is nobody to take the error it is reported when the turn ends. */
   #failed: Task<any>[] = [];
-  /** Steps since the platform turned, how many there must be to look at the clock again, and when it was. */
-  #steps = 0;
-  #lookAt = 1;
-  #platformTurned = 0;
+
+  // The run under way.
   #running = false;
   #stopped = false;
   /** How many that were ready have not taken their step, as `stop()` has cut the band short. */
   #rest = 0;
+  /** Steps since the platform turned, how many there must be to look at the clock again, and when it was. */
+  #steps = 0;
+  #lookAt = 1;
+  #platformTurned = 0;
   /** Whether the loop is in `selector.select()`, and how it is woken if the selector cannot be. */
   #asleep = false;
   #rouse: (() => void) | null = null;
-  /** Whether it sleeps for {@linkcode DEADLOCK_GRACE}, as nothing it knows of will wake it. */
-  #suspect = false;
+
+  // Whether that is a deadlock.
+  /** @internal How many tasks are parked: they wait for another task, and for nothing else. */
+  _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
   /** How many signals may still abort something here, which is something to wait for. */
   #signals = 0;
+  /** Whether it sleeps for {@linkcode DEADLOCK_GRACE}, as nothing it knows of will wake it. */
+  #suspect = false;
 
   /**
    * Makes a loop; with no options, one that lives in the real world.
@@ -1051,7 +1057,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
   ["until", {
     start(task, source: PromiseLike<unknown> | ((signal: AbortSignal) => PromiseLike<unknown>)) {
       const controller = new AbortController();
-      const wait: Wait = { task, controller };
+      const wait: PromiseWait = { task, controller };
       task._pending = wait;
       const promise = typeof source === "function" ? source(controller.signal) : source;
       if (typeof promise?.then !== "function") {
@@ -1062,26 +1068,26 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
         return; // otherwise `source` has cancelled the task
       }
       Promise.resolve(promise).then(
-        (value) => endWait(wait, (task) => task.loop._wake(task, value)),
-        (error) => endWait(wait, (task) => task.loop._fail(task, error)),
+        (value) => endPromiseWait(wait, (task) => task.loop._wake(task, value)),
+        (error) => endPromiseWait(wait, (task) => task.loop._fail(task, error)),
       );
     },
     cancel(task) {
-      const wait = task._pending as Wait;
+      const wait = task._pending as PromiseWait;
       const { controller } = wait;
-      endWait(wait);
+      endPromiseWait(wait);
       controller!.abort(task._scope._cancelledBy?._error());
     },
   }],
 ];
 
 /** A task's wait for a promise. That may stay for ever, and this with it: once the wait has ended it holds nothing. */
-interface Wait {
+interface PromiseWait {
   task: Task<any> | null;
   controller: AbortController | null;
 }
 
-function endWait(wait: Wait, then?: (task: Task<any>) => void): void {
+function endPromiseWait(wait: PromiseWait, then?: (task: Task<any>) => void): void {
   const { task } = wait;
   if (task?._pending !== wait) return; // The result is late.
   wait.task = wait.controller = task._pending = null;

@@ -264,7 +264,7 @@ export class DefaultSelector implements Selector {
     }
     if (this._closed) return Promise.reject(new ClosedError("Cannot select: the selector is closed"));
     if (this.#resolve) this.wakeup();
-    if (timeout <= 0) return this.#turn();
+    if (timeout <= 0) return this.#platformTurn();
     const events = this.poll();
     if (events.length > 0) return Promise.resolve(events);
     this.#due = timeout === Infinity ? Infinity : performance.now() + timeout;
@@ -283,7 +283,7 @@ export class DefaultSelector implements Selector {
    * With a turn at a time, tasks that never rest would see their input after tens of thousands of steps. So if Deno was last
    * at rest long ago it gets all these turns at once: about 0.3 ms of them in each 5.
    */
-  #turn(): Promise<[SelectorKey, number][]> {
+  #platformTurn(): Promise<[SelectorKey, number][]> {
     const now = performance.now();
     if (this.#rested) this.#askedAt = now;
     this.#rested = false;
