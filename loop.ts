@@ -326,8 +326,8 @@ export class Loop {
   #fedFromOutside = false;
   /** How many signals may still abort something here, which is something to wait for. */
   #signals = 0;
-  /** Whether it sleeps for {@linkcode DEADLOCK_GRACE}, as nothing it knows of will wake it. */
-  #suspect = false;
+  /** Since when, on its clock, nothing that it knows of will wake it; null if something will. */
+  #stuckSince: number | null = null;
 
   /**
    * Makes a loop; with no options, one that lives in the real world.
@@ -592,6 +592,7 @@ export class Loop {
     this.#platformTurned = this.time();
     this.#running = true;
     this.#stopped = false;
+    this.#stuckSince = null;
     await null; // Whoever was given a task together with the loop, say Promise.all, has asked for its outcome by now.
   }
 
@@ -657,7 +658,7 @@ export class Loop {
       const selected = this.#rest > 0 ? [] : this.#select(); // What others are to find, the rest may be about to take.
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
-      if (this.#suspect && events.length === 0) this.#checkDeadlock();
+      if (this.#stuckSince !== null && events.length === 0) this.#checkDeadlock(this.#stuckSince);
       const outer = running; // A task of another loop may be running this one.
       running = this;
       try {
@@ -740,7 +741,7 @@ export class Loop {
 
   /** What is ready: now if there is something else to do, otherwise as soon as something is. */
   #select(): Promise<[SelectorKey, number][]> | [SelectorKey, number][] {
-    this.#suspect = false;
+    if (this.ready.length > 0) this.#stuckSince = null;
     if (this.#steps >= this.#lookAt && this.#platformIsDue()) return this.selector.select(0);
     const timeout = this.ready.length > 0 ? 0 : this.#timeout();
     if (timeout === 0) return this.selector.poll ? this.selector.poll() : this.selector.select(0);
@@ -773,8 +774,9 @@ export class Loop {
   #timeout(): number | undefined {
     const next = this._timers.first;
     if (next) return next.time === Infinity ? undefined : Math.max(0, next.time - this.time());
-    this.#suspect = this.#stuck;
-    return this.#suspect ? DEADLOCK_GRACE : undefined;
+    if (!this.#stuck) return undefined;
+    const now = this.time();
+    return Math.max(0, (this.#stuckSince ??= now) + DEADLOCK_GRACE - now);
   }
 
   /** Whether every task waits for another, and nobody outside was ever seen to wake one, nor can abort them. */
@@ -790,9 +792,11 @@ export class Loop {
     else this.#rouse?.();
   }
 
-  /** The grace is over, and nothing came. */
-  #checkDeadlock(): void {
-    if (this.#stuck && this.ready.length === 0 && !this.#stopped) throw new DeadlockError([...this.tasks]);
+  /** Nothing came: throws if the grace is over. (Selectors may return early; a clock that stands still tells nothing.) */
+  #checkDeadlock(since: number): void {
+    if (!this.#stuck || this.ready.length > 0 || this.#stopped) return;
+    const passed = this.time() - since;
+    if (passed >= DEADLOCK_GRACE || passed === 0) throw new DeadlockError([...this.tasks]);
   }
 
   /** A deadline that passed since the time band counts at the op. None did if it is not yet time for the first timer. */

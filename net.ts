@@ -79,10 +79,8 @@ const LINGER = 10_000;
  * reads our answer, and not all of what one sends that never will.
  */
 const LEAVE_MAX = 1 << 24;
-/** After so many reads of what nobody will look at, a closed socket lets others go first... */
+/** After so many reads of what nobody will look at, a closed socket lets others go first. */
 const LEAVE_READS = 8;
-/** ...for so long, in milliseconds. */
-const LEAVE_PAUSE = 1;
 
 // -------------------------------------
 // The selector
@@ -499,7 +497,7 @@ export class Socket extends Pollable implements SocketLike {
   #closing: PromiseWithResolvers<never> | null = null;
   #settings: (() => void)[] | null = null;
   #linger: ReturnType<typeof setTimeout> | undefined;
-  #pause: ReturnType<typeof setTimeout> | undefined;
+  #pause: ReturnType<typeof setImmediate> | undefined;
   /** Since it was closed: how many reads have brought something, and how many bytes came after all of ours had left. */
   #leaveReads = 0;
   #dropped = 0;
@@ -914,23 +912,23 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Discussion: a read from a peer that sends without end completes at once, in a microtask. Were the next one started there
-   * again and again, nothing else would ever run, the linger timer included. So there is a pause now and then, which counts
-   * as a part of the read.
+   * again and again, nothing else would ever run, the linger timer included. So now and then there is a pause of one turn of
+   * Deno's, which counts as a part of the read.
    */
   #leaveLater(n: number): void {
     if (this.#leaving === null && (this.#dropped += n) > LEAVE_MAX) return this.#end();
     const ended = this.#eof || this.#readError !== null;
     if (ended || ++this.#leaveReads % LEAVE_READS !== 0) return this.#leave();
     this.#reading = true;
-    this.#pause = setTimeout(() => {
+    this.#pause = setImmediate(() => {
       this.#reading = false;
       this.#leave();
-    }, LEAVE_PAUSE);
+    });
   }
 
   #end(): void {
     clearTimeout(this.#linger);
-    clearTimeout(this.#pause);
+    clearImmediate(this.#pause);
     this.#eof = true; // What a read under way may still bring starts no other.
     closeQuietly(this.#conn);
   }

@@ -2134,6 +2134,25 @@ Deno.test("K11 a scope that is cancelled holds no deadline any more: a deadlock 
   assert(world.now() < 10_000);
 });
 
+Deno.test("K11 a selector that returns early does not cut the grace short", async () => {
+  const { loop, world } = simulation();
+  const select = world.select.bind(world);
+  let polls = 0;
+  world.select = (timeout?: number) => {
+    polls++;
+    return select(timeout === undefined ? undefined : Math.min(timeout, 300));
+  };
+  const lot = new ParkingLot();
+  await assertRejects(() => loop.run(park(lot)), DeadlockError);
+  assertEquals([loop.time(), polls], [1000, 4]);
+  const woken = loop.run((function* (): Coroutine<string> {
+    setImmediate(() => lot.unpark()); // in the middle of the grace
+    yield* park(lot);
+    return "woken";
+  })());
+  assertEquals(await woken, "woken");
+});
+
 Deno.test("C6 until(task) that is cancelled by a callback of that very task has taken its wait back, and nothing else", async () => {
   const { loop, errors } = simulation();
   await assertRejects(
