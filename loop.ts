@@ -539,7 +539,7 @@ export class Loop {
       const task = this.createTask(main, { name: "main" });
       task._watchers++;
       this.#fedFromOutside = false;
-      const unlisten = this._listen(signal, (reason) => this.#cancelItself(task, reason));
+      const unlisten = this._listen(signal, (reason) => task.cancel(reason));
       let failure: unknown;
       try {
         await this.#turns(() => task.done);
@@ -605,7 +605,7 @@ export class Loop {
   /** Ends every task that is left. One that is born meanwhile is born cancelled. `failure` is what went wrong before. */
   async #shutDown(failure: unknown): Promise<void> {
     const root = this.#root;
-    this.#cancelItself(root, "the loop is shutting down");
+    this.#quietly(() => root.cancel("the loop is shutting down"));
     try {
       while (this.#live > 0) {
         this.#stopped = false; // A stop() comes too late to leave anything as it is.
@@ -635,7 +635,7 @@ export class Loop {
     };
     const onAbort = () => {
       unlisten();
-      abort(signal.reason);
+      this.#quietly(() => abort(signal.reason));
       this.#wakeup(); // Who is shielded goes on waiting: perhaps for nothing that can come now.
     };
     signal.addEventListener("abort", onAbort);
@@ -643,10 +643,10 @@ export class Loop {
     return unlisten;
   }
 
-  /** Cancels in the name of the loop, which is no sign of life from outside. */
-  #cancelItself(what: Task<any> | CancelScope, reason: unknown): void {
+  /** What `act` wakes was not woken from outside, or once and not again. */
+  #quietly(act: () => void): void {
     const fedFromOutside = this.#fedFromOutside;
-    what.cancel(reason);
+    act();
     this.#fedFromOutside = fedFromOutside;
   }
 
@@ -1227,15 +1227,22 @@ const HUSHED = new WeakSet<Promise<unknown>>();
  */
 export function hush(op: unknown): void {
   try {
-    for (const part of Array.isArray(op) ? op : [op]) {
-      if (part instanceof SingleOp) hush(part._op);
-      else if (part?.[Symbol.toStringTag] === "Promise" && !HUSHED.has(part)) { // also one of another realm
-        Promise.prototype.then.call(part, undefined, () => {});
-        HUSHED.add(part);
-      }
-    }
+    if (!Array.isArray(op)) hushPart(op);
+    else for (const part of op) hushPart(part);
   } catch {
     // It throws when it is looked at.
+  }
+}
+
+function hushPart(part: any): void {
+  try {
+    if (part instanceof SingleOp) return hush(part._op);
+    const isPromise = part instanceof Promise || part?.[Symbol.toStringTag] === "Promise"; // the second of another realm
+    if (!isPromise || HUSHED.has(part)) return;
+    Promise.prototype.then.call(part, undefined, () => {});
+    HUSHED.add(part);
+  } catch {
+    // It throws when it is looked at, or only looks like a promise.
   }
 }
 
@@ -1716,7 +1723,7 @@ export interface CancelScopeOptions {
   deadline?: number | undefined;
   /** Hide what happens to the scopes outside from the block. Default: false. */
   shield?: boolean | undefined;
-  /** Cancel the block when this aborts, with its reason. */
+  /** Cancel the block when this aborts, with its reason. As long as it may, no wait in the loop is a deadlock. */
   signal?: AbortSignal | undefined;
 }
 
@@ -1750,6 +1757,7 @@ export class CancelScope {
   #reason: unknown = undefined;
   #deadline = Infinity;
   #timer: Timer | null = null;
+  #unlisten: (() => void) | null = null;
   #shield: boolean;
   #left = false;
   readonly #loop: Loop;
@@ -1794,7 +1802,13 @@ export class CancelScope {
     this.#cancelCalled = true;
     this.#reason = reason;
     this.#dropTimer(); // There is nothing left for it to do.
+    this.#unlisten?.();
     this.#spread();
+  }
+
+  /** @internal Cancels the block when `signal` aborts. */
+  _cancelWith(signal: AbortSignal): void {
+    this.#unlisten = this.#loop._listen(signal, (reason) => this.cancel(reason));
   }
 
   /** The time on the loop's clock at which the block is cancelled; `Infinity` for never. It can be moved. */
@@ -1903,6 +1917,7 @@ export class CancelScope {
     if (this.#left) return; // Its task was given up, and somebody returns the coroutine by hand.
     this.#left = true;
     this.#dropTimer();
+    this.#unlisten?.();
     // A task in here that outlives the block keeps it in the tree, so that it can still be reached.
     if (!this._first) this._parent?._remove(this);
     else if (this.#shield) this.shield = false;
@@ -1998,7 +2013,7 @@ function* inScope<T>(
   const scope = new CancelScope(task.loop, task, task._scope, options.shield);
   const { timeout = Infinity, deadline = Infinity, signal } = options;
   task._scope = scope;
-  const unlisten = signal && task.loop._listen(signal, (reason) => scope.cancel(reason));
+  if (signal) scope._cancelWith(signal);
   try {
     if (timeout !== Infinity || deadline !== Infinity) scope.deadline = Math.min(deadline, task.loop.time() + timeout);
     return yield* checkRunnable(body(scope));
@@ -2007,7 +2022,6 @@ function* inScope<T>(
     scope._blame(error);
     throw error;
   } finally {
-    unlisten?.();
     leaveScope(task, scope);
   }
 }
@@ -2201,7 +2215,7 @@ export class ParkingLot<T = void> {
     task._aheadInLot = this.#last;
     if (this.#last) {
       this.#last._behindInLot = task;
-      task.loop._noteWait(this.#last.loop); // That one may get first what both want.
+      task.loop._noteWait(this.#last.loop); // A task of another loop waits ahead, and may get it first.
     } else this.#first = task;
     this.#last = task;
     this.length++;

@@ -21,7 +21,8 @@
  * socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
  *
  * A read or accept cannot be taken back. So when a wait is cancelled it stays armed, and what it brings is kept for whoever
- * reads or accepts next. Nothing is lost. It does not keep the program from ending.
+ * reads or accepts next. Nothing is lost. It does not keep the program from ending (but for an accept of TLS, as Deno
+ * has it).
  *
  * Each promise gets its handlers the moment it is made; no rejection goes unheard.
  *
@@ -369,7 +370,10 @@ export class DefaultSelector implements Selector {
     this.#timerDue = Infinity;
   }
 
-  /** Ends every watch and a `select` under way. Closing twice is fine. */
+  /**
+   * Ends every watch and a `select` under way. What was watched may still keep the program from ending, until it is
+   * unregistered or closed. Closing twice is fine.
+   */
   close(): void {
     this._closed = true;
     this.#first = this.#last = null;
@@ -1494,7 +1498,7 @@ function checkOptions(what: string, options: unknown): void {
 function checkListen(options: ListenOptions | ListenTlsOptions): void {
   checkAddress("listen on", options, 0);
   // Deno itself would end the process here.
-  if ("reusePort" in options && options.reusePort && !unstable.listenDatagram) {
+  if (options.transport !== "unix" && options.reusePort && !unstable.listenDatagram) {
     throw new Deno.errors.NotSupported("Cannot listen with reusePort: Deno needs the flag --unstable-net for it");
   }
 }
@@ -1558,9 +1562,11 @@ function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal)
 
 /** By hand, as `Deno.connectTls` itself would go on with an attempt that nobody wants any more, for minutes perhaps. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
-  const { cert, key } = options as Partial<Deno.TlsCertifiedKeyPem>;
+  const { hostname = "127.0.0.1", port, cert, key } = options as
+    & Deno.ConnectTlsOptions
+    & Partial<Deno.TlsCertifiedKeyPem>;
   if (cert ?? key) return Deno.connectTls(options); // The other way has no place for them.
-  const conn = closeOnAbort(await Deno.connect({ ...options, signal }), signal);
+  const conn = closeOnAbort(await Deno.connect({ ...options, hostname, port, transport: "tcp", signal }), signal);
   try {
     return await Deno.startTls(conn, options);
   } catch (error) {

@@ -21,7 +21,7 @@
  */
 
 import type { Worker } from "node:worker_threads";
-import { ClosedError, type Coroutine, Deque, kind, until } from "./loop.ts";
+import { ClosedError, type Coroutine, currentTask, Deque, kind, type Task, until } from "./loop.ts";
 import { shield } from "./scope.ts";
 import { Lock, Semaphore } from "./sync.ts";
 
@@ -260,6 +260,8 @@ export class WorkerPool {
   readonly #slots: Semaphore;
   readonly #idle: Thread[] = [];
   readonly #busy = new Set<Thread>();
+  /** Who runs something, or waits for a thread. */
+  readonly #users = new Set<Task>();
   readonly #onError: (error: unknown) => void;
   #closed = false;
 
@@ -314,6 +316,18 @@ export class WorkerPool {
   /** @internal */
   *_run(job: Job): Coroutine<unknown> {
     this.#checkOpen();
+    const task = currentTask();
+    // To wait for what a task of another loop gives back is to wait for something outside.
+    if (this.#slots.value === 0) { for (const user of this.#users) task.loop._noteWait(user.loop); }
+    this.#users.add(task);
+    try {
+      return yield* this.#runInTurn(job);
+    } finally {
+      this.#users.delete(task);
+    }
+  }
+
+  *#runInTurn(job: Job): Coroutine<unknown> {
     using _slot = yield* this.#slots.acquire();
     this.#checkOpen();
     const thread = this.#idle.pop() ?? (yield* this.#start());
@@ -462,6 +476,7 @@ class Thread {
       this.#worker.postMessage(request, transfer as any);
     } catch (error) {
       this.#job = null;
+      promise.catch(() => {}); // Closed as well, maybe; and nobody waits for it.
       throw error;
     }
     if (this.#job) this.#worker.ref(); // To copy an argument may call the program, which may close the pool.
@@ -546,22 +561,31 @@ function serveJobs(require: any, key: string): void {
     }
   }
 
-  function inParts(thrown: any, depth = 0): Thrown {
+  /** Errors may hang together in circles: each is taken apart once, and 64 of them at the most. */
+  function inParts(thrown: any, seen: Set<unknown> = new Set()): Thrown {
     if (!(thrown instanceof Error)) return { other: thrown };
     const { name, message, stack, cause } = thrown;
+    const whole = seen.size < 64 && !seen.has(thrown);
+    seen.add(thrown);
     const within = (inner: unknown) =>
-      depth < 8 && (inner instanceof Error || isCopyable(inner)) ? inParts(inner, depth + 1) : undefined;
+      whole && inner !== undefined && (inner instanceof Error || isCopyable(inner)) ? inParts(inner, seen) : undefined;
     return {
       error: {
         name: String(name),
         message: String(message),
         stack,
-        cause: cause === undefined ? undefined : within(cause),
-        errors: thrown instanceof AggregateError
-          ? Array.from(thrown.errors, (inner) => within(inner) ?? { other: undefined })
-          : undefined,
+        cause: within(cause),
+        errors: errorsOf(thrown)?.map((inner) => within(inner) ?? { other: undefined }),
       },
     };
+  }
+
+  function errorsOf(thrown: Error): unknown[] | undefined {
+    try {
+      return thrown instanceof AggregateError && Array.isArray(thrown.errors) ? thrown.errors : undefined;
+    } catch {
+      return undefined; // It throws when it is looked at.
+    }
   }
 
   function isCopyable(value: unknown): boolean {

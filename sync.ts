@@ -24,7 +24,6 @@ import {
   Deque,
   hush,
   kind,
-  type Loop,
   park,
   ParkingLot,
   type Task,
@@ -185,8 +184,6 @@ export class Semaphore {
   #value: number;
   readonly #max: number;
   readonly #waiters = new ParkingLot("Semaphore.acquire");
-  /** The loop of the last that asked for a slot: another loop's task may be what gives one back. */
-  #loop: Loop | null = null;
 
   /**
    * Makes a semaphore with `value` free slots.
@@ -214,9 +211,6 @@ export class Semaphore {
 
   /** Waits for a free slot and takes it. The guard it returns releases it, once. */
   *acquire(): Coroutine<Disposable> {
-    const { loop } = currentTask();
-    loop._noteWait(this.#loop ?? loop);
-    this.#loop = loop;
     if (this.#value === 0) {
       yield* park(this.#waiters); // release() has handed its slot over
     } else {

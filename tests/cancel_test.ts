@@ -1214,8 +1214,30 @@ Deno.test("C9 a scope with a signal is cancelled when that aborts, with its reas
     yield* checkpoint();
     return value;
   }
-  // That is over: what waits for nothing else is stuck again.
+  // That is over: what waits for nothing else is stuck again, and so is who is cancelled already and cannot be once more.
+  const never = new AbortController().signal;
+  function* dropped(): Coroutine<void> {
+    cancelScope(() => sleep(1000), { signal: never }).next(); // by hand, and not to its end
+    yield* checkpoint();
+  }
+  function* afterAbort(): Coroutine<void> {
+    const soon = new AbortController();
+    setImmediate(() => soon.abort());
+    yield* cancelScope(() => new Event().wait(), { signal: soon.signal });
+    yield* new Event().wait();
+  }
+  function* cleanup(scope: CancelScope): Coroutine<void> {
+    scope.cancel();
+    yield* shield(new Event().wait());
+  }
   await assertRejects(() => loop.run(new Event().wait()), DeadlockError);
+  await assertRejects(() => loop.run(afterAbort()), DeadlockError);
+  await assertRejects(() => loop.run(afterDropped()), DeadlockError);
+  await assertRejects(() => simulation().loop.run(cancelScope(cleanup, { signal: never })), DeadlockError);
+  function* afterDropped(): Coroutine<void> {
+    yield* loop.createTask(dropped()).wait();
+    yield* new Event().wait();
+  }
 });
 
 Deno.test("C9 a scope that ends restores the task's, and refuses tasks from then on", async () => {

@@ -1937,6 +1937,27 @@ Deno.test("K16 N15 a promise of another realm that is refused with nobody to wai
   assert(!(foreign().catch(() => {}) instanceof Promise));
   const { loop } = simulation();
   assertEquals(await loop.run(moveOnAfter(0, until(foreign()))), undefined);
+  class OwnPromise extends Promise<void> {
+    override get [Symbol.toStringTag](): string {
+      return "OwnPromise";
+    }
+  }
+  const looksLikeOne = {
+    get [Symbol.toStringTag]() {
+      return "Promise";
+    },
+  };
+  for (const source of [() => OwnPromise.reject(new Error("expected")), foreign]) {
+    assertEquals(await loop.run(moveOnAfter(0, until(source()))), undefined);
+    const error = await loop.run((function* (): Coroutine<unknown> {
+      try {
+        return yield ["nothing that is known", looksLikeOne, source()];
+      } catch (error) {
+        return error;
+      }
+    })());
+    assertInstanceOf(error, TypeError);
+  }
   await platformTurn();
 });
 

@@ -100,6 +100,9 @@ Deno.test("N11 connectTls: its addresses are whole, and what it was given reache
       assertEquals(client.remoteAddr, listener.addr);
       assertEquals(client.localAddr.transport, "tcp");
       assertEquals((given[0] as { autoSelectFamily: boolean }).autoSelectFamily, false);
+      // TLS is over TCP, whatever else is said; and options may be inherited.
+      const options = Object.create({ ...to(listener), caCerts: [tls.ca], transport: "unix", path: "/nowhere" });
+      (yield* connectTls(options)).abort();
     });
   } finally {
     Deno.connect = real;

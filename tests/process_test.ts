@@ -289,6 +289,22 @@ test("P4 an AggregateError arrives with its errors", {}, async () => {
     assertEquals([inner.name, inner.message], ["AggregateError", "inner"]);
     assert(inner.errors[0] instanceof TypeError);
     assertEquals(inner.errors.slice(1), ["a string", undefined]); // A function cannot be copied.
+    const circle = yield* failed(runInWorker(() => {
+      const errors: Error[] = Array.from({ length: 40 }, (_, i) => new Error(`error ${i}`));
+      const all = new AggregateError(errors, "all of them");
+      for (const error of errors) error.cause = all;
+      throw all;
+    }));
+    assert(circle instanceof AggregateError && circle.errors.length === 40);
+    assertEquals(circle.errors[39].cause.message, "all of them");
+    const broken = yield* failed(runInWorker(() => {
+      throw Object.defineProperty(new AggregateError([], "broken"), "errors", {
+        get: () => {
+          throw new Error("not to be looked at");
+        },
+      });
+    }));
+    assertEquals((broken as Error).message, "broken");
   });
 });
 
@@ -538,6 +554,14 @@ test("P6 a pool that is closed by an argument, as it is copied, ends that run to
     };
     assert((yield* failed(pool.run((x) => x, [argument]))) instanceof ClosedError);
     assertEquals([pool.idle, pool.busy], [0, 0]);
+    const other = new WorkerPool(1);
+    const throws = {
+      get closes() {
+        other.close();
+        throw new RangeError("and it throws");
+      },
+    };
+    assert((yield* failed(other.run((x) => x, [throws]))) instanceof RangeError);
   });
 });
 
