@@ -530,15 +530,21 @@ battery("N6 a peer that is gone, its input unread, comes at the next op of reade
   server.close();
 }, [unix, memory]);
 
+/** A server's end of a connection, and the client's, which Node's sockets can reset. */
+function* resettable(loop: Loop): Coroutine<{ peer: net.Socket; server: Socket }> {
+  using listener = listen({ hostname: "127.0.0.1", port: 0 });
+  const peer = net.connect({ host: "127.0.0.1", port: portOf(listener) });
+  peer.on("error", () => {});
+  const [server] = yield* loop.sockAccept(listener);
+  return { peer, server };
+}
+
 Deno.test(
   "N6 a reset comes at the next op of reader and writer, again and again",
   needs({ net: true }),
   () =>
     run(function* (loop) {
-      using listener = listen({ hostname: "127.0.0.1", port: 0 });
-      const peer = net.connect({ host: "127.0.0.1", port: portOf(listener) });
-      peer.on("error", () => {});
-      const [server] = yield* loop.sockAccept(listener);
+      const { peer, server } = yield* resettable(loop);
       const reader = loop.createTask(thrownBy(loop.sockRecv(server, 10)));
       yield* settle();
       peer.resetAndDestroy();
@@ -555,10 +561,7 @@ Deno.test(
   needs({ net: true }),
   () =>
     run(function* (loop) {
-      using listener = listen({ hostname: "127.0.0.1", port: 0 });
-      const peer = net.connect({ host: "127.0.0.1", port: portOf(listener) });
-      peer.on("error", () => {});
-      const [server] = yield* loop.sockAccept(listener);
+      const { peer, server } = yield* resettable(loop);
       peer.write("half of it");
       yield* readWait(server);
       const half = server.recv(100); // All that has come: no read is under way now.
