@@ -51,8 +51,8 @@ import {
  * ```
  */
 export function failAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
-  checkDuration("set a timeout", ms);
   hush(coro);
+  checkDuration("set a timeout", ms);
   return failing(ms, coro);
 }
 
@@ -82,8 +82,8 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
  * ```
  */
 export function moveOnAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T | undefined> {
-  checkDuration("set a timeout", ms);
   hush(coro);
+  checkDuration("set a timeout", ms);
   return cancelScope(() => coro, { timeout: ms });
 }
 
@@ -202,6 +202,8 @@ export class TaskGroup {
     body: (started: (value: V) => void) => Coroutine<unknown>,
     options?: Pick<TaskOptions, "name">,
   ): Coroutine<V> {
+    checkBody("group.start", body);
+    this.#checkOpen();
     let said: { value: V } | null = null;
     let task: Task | null = null;
     const lot = new ParkingLot("a task to say that it has started");
@@ -237,13 +239,18 @@ export class TaskGroup {
   }
 
   #start<T>(coro: Coroutine<T>, options: TaskOptions | undefined): Task<T> {
-    if (this.#closed) throw new Error("Cannot create a task in this group: its block has ended");
+    if (this.#closed || options?.scope) hush(coro); // Nobody will wait for it.
+    this.#checkOpen();
     if (options?.scope) {
       throw new TypeError("Cannot create a task in this group in another scope: it lives in the group's");
     }
     const task = this.#owner.loop.createTask(coro, { name: options?.name, scope: this.#scope });
     this.#size++;
     return task;
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw new Error("Cannot create a task in this group: its block has ended");
   }
 
   readonly #onDone = (task: Task): void => this.#done(task, task.error);
@@ -366,7 +373,12 @@ export type Results<C extends readonly Coroutine<any>[]> = {
  * assertEquals(await new Loop().run(all([after(2), after(1)])), [2, 1]);
  * ```
  */
-export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>> {
+export function all<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>> {
+  hush(coros);
+  return allOf(coros);
+}
+
+function* allOf<C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>> {
   checkArray("all", coros);
   if (coros.length === 0) yield* checkpoint(); // Whoever waits for all of nothing, again and again, lets others run.
   const tasks = yield* taskGroup((group) => startEach(group, coros));
@@ -396,7 +408,12 @@ export function* all<const C extends readonly Coroutine<any>[]>(coros: C): Corou
 export function race<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>[number]>;
 /** The same, where the type of what wins is to be named. */
 export function race<T>(coros: readonly Coroutine<T>[]): Coroutine<T>;
-export function* race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
+export function race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
+  hush(coros);
+  return firstOf(coros);
+}
+
+function* firstOf<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
   checkArray("race", coros);
   if (coros.length === 0) throw new TypeError("Cannot race no coroutines: nobody would win");
   let winner: Task<T> | undefined;
@@ -420,12 +437,7 @@ function* startEach<T>(
   ended?: (task: Task<T>) => void,
 ): Coroutine<Task<T>[]> {
   const tasks: Task<T>[] = [];
-  try {
-    for (const coro of coros) tasks.push(group.createTask(coro));
-  } catch (error) {
-    hush(coros); // Nobody will wait for those that are left.
-    throw error;
-  }
+  for (const coro of coros) tasks.push(group.createTask(coro));
   if (ended) { for (const task of tasks) task.addDoneCallback(ended); }
   return tasks;
 }

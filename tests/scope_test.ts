@@ -32,8 +32,9 @@ import {
   type TaskGroup,
   taskGroup,
   TimeoutError,
+  until,
 } from "../mod.ts";
-import { simulate, type Simulation, simulation } from "./world.ts";
+import { platformTurn, simulate, type Simulation, simulation } from "./world.ts";
 
 /** Sleeps, then returns `value`. */
 function* after<T>(ms: number, value: T): Coroutine<T> {
@@ -857,6 +858,43 @@ Deno.test("G5 createTask and start on a closed group throw, and the coroutine is
     const error = yield* caught(late.start(() => sleep(1)));
     assertEquals(error.message, "Cannot create a task in this group: its block has ended");
     yield* coro;
+  });
+});
+
+Deno.test("N15 a promise that rejects before anybody waits for it is heard, though its wait was refused or has not begun", async () => {
+  const wrong = new Error("unheard");
+  const rejecting = () => until(Promise.reject(wrong));
+  await simulate(function* ({ loop }) {
+    let group!: TaskGroup;
+    const scope = yield* cancelScope(function* (scope) {
+      yield* taskGroup(function* (own) {
+        group = own;
+      });
+      return scope;
+    });
+    assertThrows(() => failAfter(-1, rejecting()), RangeError);
+    assertThrows(() => moveOnAfter(NaN, rejecting()), RangeError);
+    assertThrows(() => group.createTask(rejecting()), Error, "its block has ended");
+    assertThrows(() => loop.createTask(rejecting(), { scope: scope! }), Error, "its block has ended");
+    for (const run of [all, race] as ((coros: any) => Coroutine<unknown>)[]) {
+      assertInstanceOf(yield* caught(run(rejecting())), TypeError);
+      const late = run([rejecting(), sleep(1)]);
+      yield* until(platformTurn()); // Deno looks for what nobody has heard.
+      assertEquals(yield* caught(late), wrong);
+    }
+  });
+});
+
+Deno.test("G5 start given what is no function says so, and one on a closed group calls nothing", async () => {
+  await simulate(function* () {
+    let calls = 0;
+    let late!: TaskGroup;
+    yield* taskGroup(function* (group) {
+      late = group;
+      assertInstanceOf(yield* caught(group.start(sleep(1) as never)), TypeError);
+    });
+    yield* caught(late.start(() => (calls++, sleep(1))));
+    assertEquals(calls, 0);
   });
 });
 
