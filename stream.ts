@@ -25,7 +25,6 @@
 import {
   type Addr,
   BusyError,
-  Cancelled,
   type CancelScope,
   cancelScope,
   checkDuration,
@@ -34,12 +33,14 @@ import {
   checkSignal,
   ClosedError,
   type Coroutine,
+  ifRejected,
   kind,
   type ListenerLike,
   type Loop,
   park,
   ParkingLot,
   runningLoop,
+  runningLoopOrNull,
   sleep,
   type SocketLike,
   type Task,
@@ -182,8 +183,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   #skipping: Uint8Array | null = null;
   #reading = false;
   readonly #endReading: Disposable = { [Symbol.dispose]: () => void (this.#reading = false) };
+  // Web streams over it, and the loops they are of.
   #readable: ReadableStream<Uint8Array<ArrayBuffer>> | null = null;
+  #readableLoop: Loop | null = null;
   #writable: WritableStream<Uint8Array | string> | null = null;
+  #writableLoop: Loop | null = null;
 
   /**
    * Makes a stream over `sock`, which is the stream's from now on.
@@ -206,7 +210,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   // ---- Reading ----------------------
 
-  /** How many bytes are at hand. At 0 the next read has to wait for the peer: the time to send what one has put off. */
+  /** How many bytes are at hand. At 0 the next read may have to wait for the peer: the time to send what one has put off. */
   get buffered(): number {
     return this.#skipping ? 0 : this.#length; // What is to be dropped no read will return.
   }
@@ -251,7 +255,10 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     checkCount(n, 0);
     using _reading = this.#beginReading();
     yield* this.#begin();
-    if (n === 0 && this.#length === 0) yield* checkpoint();
+    if (n === 0 && this.#length === 0) {
+      yield* checkpoint();
+      this.#check("read from");
+    }
     while (this.#length < n) {
       if (!(yield* this.#fill())) throw new IncompleteReadError(this.#take(this.#length), n);
     }
@@ -283,7 +290,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {RangeError} If `limit` is not a number from 0 up.
    */
   *readAll(limit: number = this.#limitOfAll): Coroutine<Uint8Array<ArrayBuffer>> {
-    if (!(limit >= 0)) throw new RangeError(`Cannot read all up to ${limit} bytes: it must be a number from 0 up`);
+    if (typeof limit !== "number" || !(limit >= 0)) {
+      throw new RangeError(`Cannot read all up to ${kind(limit)} bytes: it must be a number from 0 up`);
+    }
     using _reading = this.#beginReading();
     yield* this.#begin();
     do {
@@ -450,7 +459,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * The read side as a web stream, for `pipeTo`, `CompressionStream` and the like. It reads from this stream only when it is
    * read itself; so a program may read some lines first and pipe the rest. Its chunks are copies. Once it was cancelled, or
    * has failed, there is another one here, which goes on where it ended. To be asked for inside a task: its reads are tasks
-   * of that loop.
+   * of that loop; each loop has its own.
    *
    * @example
    * ```ts
@@ -463,8 +472,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * ```
    */
   get readable(): ReadableStream<Uint8Array<ArrayBuffer>> {
-    if (this.#readable) return this.#readable;
-    const loop = runningLoop();
+    if (this.#readable && isOf(this.#readableLoop)) return this.#readable;
+    const loop = this.#readableLoop = runningLoop();
     let task: Task<void> | null = null;
     let cancelled = false;
     const isWanted = () => !cancelled;
@@ -506,11 +515,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * The write side as a web stream. To close it ends our side of the connection. To abort it drops the connection at once,
    * also in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell that
    * something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do everywhere; to
-   * close this stream ends that too. To be asked for inside a task: its writes are tasks of that loop.
+   * close this stream ends that too. To be asked for inside a task: its writes are tasks of that loop; each loop has its own.
    */
   get writable(): WritableStream<Uint8Array | string> {
-    if (this.#writable) return this.#writable;
-    const loop = runningLoop();
+    if (this.#writable && isOf(this.#writableLoop)) return this.#writable;
+    const loop = this.#writableLoop = runningLoop();
     const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
     const abort = () => this.abort();
     return this.#writable = new WritableStream({
@@ -523,6 +532,12 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   }
 }
 
+/** Whether it was `loop` that asked for a web stream, or nobody tells who asks now. */
+function isOf(loop: Loop | null): boolean {
+  const asks = runningLoopOrNull();
+  return asks === null || asks === loop;
+}
+
 function toBytes(what: string, data: Uint8Array | string): Uint8Array {
   if (typeof data === "string") return encoder.encode(data);
   if (data instanceof Uint8Array) return data;
@@ -531,7 +546,7 @@ function toBytes(what: string, data: Uint8Array | string): Uint8Array {
 
 function checkCount(n: number, least: number): void {
   if (Number.isSafeInteger(n) && n >= least) return;
-  throw new RangeError(`Cannot read ${n} bytes: the number must be a whole one from ${least} up`);
+  throw new RangeError(`Cannot read ${kind(n)} bytes: the number must be a whole one from ${least} up`);
 }
 
 /** Where the line that ends before `end` really ends: a carriage return belongs to the newline behind it. */
@@ -654,7 +669,7 @@ export function serve<S extends StreamSocket, A extends Addr>(
     }
   }
   if (maxConnections !== Infinity && !(Number.isSafeInteger(maxConnections) && maxConnections >= 1)) {
-    throw new RangeError(`Cannot serve ${maxConnections} connections: the number must be a whole one from 1 up`);
+    throw new RangeError(`Cannot serve ${kind(maxConnections)} connections: the number must be a whole one from 1 up`);
   }
   checkDuration("drain", drainTimeout);
   if (typeof listener?.accept !== "function") {
@@ -674,7 +689,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   readonly #listener: ServeListener<S, A>;
   readonly #handler: (sock: S, addr: A) => Coroutine<unknown>;
   readonly #options: Settings<A>;
-  readonly #connections = new Map<Task, S>();
+  readonly #connections = new Map<Task, [sock: S, addr: A]>();
   readonly #room = new ParkingLot("a connection to end");
 
   constructor(
@@ -699,24 +714,25 @@ class Server<S extends StreamSocket, A extends Addr> {
 
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
     const { signal } = this.#options;
-    let stop = () => {};
-    let isOurs = true;
+    let acceptor: Task<void> | undefined;
+    const stop = () => acceptor?.cancel(signal?.reason);
+    signal?.addEventListener("abort", stop);
     try {
-      this.#options.onListen?.(this.#listener.addr);
-      const acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
-      stop = () => acceptor.cancel(signal?.reason);
+      if (!this.#listener.closed) this.#listening(loop);
+      acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
       if (signal?.aborted) stop();
-      signal?.addEventListener("abort", stop);
-      yield* acceptor.join();
-    } catch (error) {
-      isOurs = !(error instanceof BusyError); // Then it is somebody else's who accepts from it.
-      // The acceptor was cancelled, or the listener closed: so the server was asked to end.
-      if (!(error instanceof TaskError || error instanceof ClosedError)) throw error;
+      yield* untilAskedToEnd(acceptor);
     } finally {
       signal?.removeEventListener("abort", stop);
-      if (isOurs) this.#listener.close();
+      // On a BusyError it is somebody else's who accepts from it.
+      if (!(acceptor?.error instanceof BusyError)) this.#listener.close();
       yield* this.#drain(handlers);
     }
+  }
+
+  #listening(loop: Loop): void {
+    const told: unknown = this.#options.onListen?.(this.#listener.addr);
+    ifRejected(told, (error) => this.#report(loop, error));
   }
 
   *#drain(handlers: CancelScope): Coroutine<void> {
@@ -737,9 +753,9 @@ class Server<S extends StreamSocket, A extends Addr> {
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
         const task = loop.createTask(this.#handle(sock, addr), { name: nameOf(addr), scope: handlers });
-        this.#connections.set(task, sock);
+        this.#connections.set(task, [sock, addr]);
         task.addDoneCallback(this.#release);
-        loop._unwatch(task); // Its error is still the loop's to report.
+        if (!this.#options.onError) loop._unwatch(task); // Its error is the loop's to report.
       } catch (error) {
         const name = error instanceof Error ? error.name : "";
         if (FATAL.has(name)) throw error;
@@ -760,30 +776,38 @@ class Server<S extends StreamSocket, A extends Addr> {
   }
 
   *#handle(sock: S, addr: A): Coroutine<void> {
-    try {
-      yield* checkRunnable(this.#handler(sock, addr));
-    } catch (error) {
-      if (error instanceof Cancelled || !this.#options.onError) throw error; // The loop tells its own onError.
-      this.#options.onError(error, addr);
-    }
+    yield* checkRunnable(this.#handler(sock, addr));
   }
 
   /** Not in a `finally` of `#handle`: where the loop gives a handler up, its task ends, and its coroutine perhaps not. */
   readonly #release = (task: Task): void => {
-    const sock = this.#connections.get(task)!;
+    const [sock, addr] = this.#connections.get(task)!;
     this.#connections.delete(task);
     this.#room.unpark();
     sock.close();
+    const { onError } = this.#options;
+    if (!onError || task.error === undefined || task._reported) return;
+    ifRejected(onError(task.error, addr), (error) => task.loop._report(error, task));
   };
 
   #report(loop: Loop, error: unknown): void {
+    const failed = (error: unknown) => void loop.createTask(fail(error), { name: "accept" });
     withoutStack(error);
     try {
       if (!this.#options.onError) throw error;
-      this.#options.onError(error);
+      ifRejected(this.#options.onError(error), failed);
     } catch (error) {
-      loop.createTask(fail(error), { name: "accept" });
+      failed(error);
     }
+  }
+}
+
+/** Waits for the acceptor's end. If it was cancelled, or the listener closed, the server was asked to end. */
+function* untilAskedToEnd(acceptor: Task<void>): Coroutine<void> {
+  try {
+    yield* acceptor.join();
+  } catch (error) {
+    if (!(error instanceof TaskError || error instanceof ClosedError)) throw error;
   }
 }
 

@@ -7,6 +7,7 @@ import {
   type Addr,
   all,
   BusyError,
+  Cancelled,
   cancelScope,
   checkpoint,
   ClosedError,
@@ -26,6 +27,7 @@ import {
   type Socket,
   Stream,
   type Task,
+  TaskError,
   taskGroup,
   TimeoutError,
   until,
@@ -485,6 +487,75 @@ Deno.test("N12 onListen is told the address once, before anybody is accepted; it
     }));
     assertEquals(yield* failure(server), wrong);
     assert(listener.closed);
+  });
+});
+
+Deno.test("N12 what onListen throws is thrown, whatever it is, and the listener is closed", async () => {
+  await simulate(function* ({ loop }) {
+    for (const wrong of [new ClosedError("a queue is closed"), new BusyError("busy"), new TaskError("a task")]) {
+      const listener = new FakeListener();
+      const onListen = () => {
+        throw wrong;
+      };
+      assertEquals(yield* failure(loop.createTask(serve(listener, forever, { onListen }))), wrong);
+      assert(listener.closed);
+    }
+  });
+});
+
+Deno.test("N12 a server whose listener was closed before its first step does not say that it listens", async () => {
+  await simulate(function* () {
+    const listener = new FakeListener();
+    const told: Addr[] = [];
+    const server = serve(listener, forever, { onListen: (addr) => told.push(addr) });
+    listener.close();
+    yield* server;
+    assertEquals(told, []);
+  });
+});
+
+Deno.test("N12 N15 what async hooks reject with is reported", async () => {
+  const errors: Simulation["errors"] = [];
+  const wrong = { listen: new Error("onListen"), handler: new Error("handler"), accept: new Error("accept") };
+  const told: unknown[] = [];
+  const onError = (error: unknown) => {
+    told.push(error);
+    return Promise.reject(error);
+  };
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const handler = function* (): Coroutine {
+      throw wrong.handler;
+    };
+    const onListen = () => Promise.reject(wrong.listen);
+    loop.createTask(serve(listener, handler, { onListen, onError }));
+    listener.push(new PieceSocket(), wrong.accept);
+    yield* sleep(1);
+  }, { errors });
+  const all = Object.values(wrong).map((error) => error.message).sort();
+  assertEquals(told.map((error) => (error as Error).message).sort(), all);
+  assertEquals(errors.map(({ error }) => (error as Error).message).sort(), all);
+});
+
+Deno.test("N12 onError is told of a Cancelled from elsewhere, and C10 of what an error came in the wake of", async () => {
+  const foreign = new Cancelled("of another loop");
+  const handler = function* (sock: PieceSocket): Coroutine {
+    if (sock.id === first.id) throw foreign;
+    try {
+      yield* forever();
+    } finally {
+      throw new Error("the cleanup failed"); // deno-lint-ignore no-unsafe-finally
+    }
+  };
+  const [first, second] = sockets(2);
+  await serving(handler, { drainTimeout: 0 }, function* ({ listener, server, reports }) {
+    listener.push(first, second);
+    yield* sleep(1);
+    server.cancel();
+    yield* server.wait();
+    const [cancelled, failed] = reports.map(({ error }) => error as Error);
+    assertEquals([cancelled, failed.message, first.closed], [foreign, "the cleanup failed", true]);
+    assertInstanceOf(failed.cause, Cancelled);
   });
 });
 

@@ -513,7 +513,8 @@ Deno.test("bad arguments are refused where they are written", async () => {
       yield* thrown(RangeError, stream.read(n));
     }
     yield* thrown(RangeError, stream.read(0));
-    for (const limit of [-1, NaN]) yield* thrown(RangeError, stream.readAll(limit));
+    for (const limit of [-1, NaN, null as any]) yield* thrown(RangeError, stream.readAll(limit));
+    assertStringIncludes((yield* thrown(RangeError, stream.read("5" as any))).message, 'Cannot read "5" bytes');
     yield* thrown(TypeError, stream.readUntil(""));
     yield* thrown(TypeError, stream.readUntil(10 as any));
     yield* thrown(TypeError, stream.write({} as any));
@@ -570,6 +571,35 @@ Deno.test("readable is a web stream of what is left, and reads nothing ahead", a
     assertEquals(yield* stream.readLine(), "rosts");
     assertEquals(yield* until(new Response(readable).text()), "last");
     assert(stream.readable === readable);
+  });
+});
+
+Deno.test("readable and writable are of the loop that asks for them", async () => {
+  const sock = new PieceSocket("first");
+  const stream = new Stream(sock);
+  function* talk(): Coroutine<string> {
+    const { readable, writable } = stream;
+    assert(readable === stream.readable && writable === stream.writable);
+    const [reader, writer] = [readable.getReader(), writable.getWriter()];
+    const { value } = yield* until(reader.read());
+    yield* until(writer.write(text(value!).toUpperCase()));
+    return text(value!);
+  }
+  assertEquals(await run(talk), "first");
+  sock.feed("second");
+  assertEquals(await run(talk), "second");
+  assertEquals(text(sock.written[0]) + text(sock.written[1]), "FIRSTSECOND");
+});
+
+Deno.test("ST2 readExactly of nothing from a stream that is closed meanwhile is a ClosedError", async () => {
+  await run(function* () {
+    const stream = new Stream(new PieceSocket());
+    const reading = stream.readExactly(0);
+    const wait = reading.next().value; // by hand, up to its op
+    stream.close();
+    assertEquals(wait, ["checkpoint"]);
+    assertThrows(() => reading.next(), ClosedError);
+    yield* checkpoint();
   });
 });
 
