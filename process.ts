@@ -9,7 +9,7 @@
  * - What listens is taken off when the wait or the block is over, cancelled too: a program without a listener has the
  *   platform's own answer to a signal again, which for most is to end.
  * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown to whoever
- *   waits.
+ *   waits. (But for memory: where a worker gets no more of it, Deno ends the program.)
  * - To cancel a run is to terminate its thread. A thread that may be in disorder is never used again.
  *
  * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of
@@ -21,7 +21,17 @@
  */
 
 import type { Worker } from "node:worker_threads";
-import { ClosedError, type Coroutine, currentTask, Deque, kind, type Task, until } from "./loop.ts";
+import {
+  type CancelScope,
+  cancelScope,
+  ClosedError,
+  type Coroutine,
+  currentTask,
+  Deque,
+  kind,
+  type Loop,
+  until,
+} from "./loop.ts";
 import { shield } from "./scope.ts";
 import { Lock, Semaphore } from "./sync.ts";
 
@@ -79,6 +89,8 @@ export class SignalQueue {
   /** Only one waits for the next arrival; the others wait for that one. */
   readonly #lock = new Lock();
   #arrival: PromiseWithResolvers<void> | null = null;
+  #hold: ReturnType<typeof setInterval> | undefined;
+  readonly #getters = new Set<CancelScope>();
   #listeners: [name: Deno.Signal, listener: () => void][] = [];
   #closed = false;
 
@@ -108,22 +120,26 @@ export class SignalQueue {
    * @throws {ClosedError} If the queue is closed and nothing is left in it.
    */
   *get(): Coroutine<Deno.Signal> {
+    const name = (yield* inOneOf(this.#getters, this.#take())) ?? this.#arrived.popleft();
+    if (name === undefined) throw new ClosedError("Cannot get from the signal queue: it is closed");
+    return name;
+  }
+
+  /** Takes the next one in turn; undefined if none will come. */
+  *#take(): Coroutine<Deno.Signal | undefined> {
     using _guard = yield* this.#lock.acquire();
-    while (this.#arrived.length === 0) {
-      if (this.#closed) throw new ClosedError("Cannot get from the signal queue: it is closed");
-      yield* this.#nextArrival();
-    }
-    return this.#arrived.popleft()!;
+    while (this.#arrived.length === 0 && !this.#closed) yield* this.#nextArrival();
+    return this.#arrived.popleft();
   }
 
   *#nextArrival(): Coroutine<void> {
     // Deno does not count a listener among what keeps a program going; a task that waits for it has to.
-    const hold = setInterval(() => {}, 2 ** 31 - 1);
+    this.#hold = setInterval(() => {}, 2 ** 31 - 1);
     try {
       // A new one for each wait: one that is cancelled leaves nothing with the next.
       yield* until(() => (this.#arrival = Promise.withResolvers()).promise);
     } finally {
-      clearInterval(hold);
+      clearInterval(this.#hold);
     }
   }
 
@@ -132,7 +148,8 @@ export class SignalQueue {
     this.#closed = true;
     for (const [name, listener] of this.#listeners) Deno.removeSignalListener(name, listener);
     this.#listeners = [];
-    this.#arrive();
+    cancelAll(this.#getters, "the signal queue is closed");
+    clearInterval(this.#hold); // The loop of who waits may have been stopped.
   }
 
   /** `close()`, for `using`. */
@@ -153,6 +170,22 @@ export class SignalQueue {
     this.#arrival?.resolve();
     this.#arrival = null;
   }
+}
+
+/** Runs `coro` in a scope that is one of `scopes` meanwhile; undefined if that was cancelled. */
+function inOneOf<T>(scopes: Set<CancelScope>, coro: Coroutine<T>): Coroutine<T | undefined> {
+  return cancelScope(function* (scope) {
+    scopes.add(scope);
+    try {
+      return yield* coro;
+    } finally {
+      scopes.delete(scope);
+    }
+  });
+}
+
+function cancelAll(scopes: Set<CancelScope>, reason: string): void {
+  for (const scope of scopes) scope.cancel(reason);
 }
 
 function checkSignals(names: string[]): void {
@@ -181,7 +214,10 @@ export interface WorkerRunOptions {
 
 /** Options of {@linkcode WorkerPool}. */
 export interface WorkerPoolOptions {
-  /** Told of an error that came up in a worker after its run was over. Default: prints it to stderr. */
+  /**
+   * Told of an error that came up in a worker after its run was over, and before its next: during that it is taken for one
+   * of it. Default: prints it to stderr.
+   */
   onError?: ((error: unknown) => void) | undefined;
 }
 
@@ -191,7 +227,8 @@ export interface WorkerPoolOptions {
  * take Deno some seconds to stop, so one that has to stop at once looks at a flag in shared memory.
  *
  * The function travels as its source text: it must stand on its own and can use nothing of the file around it but the
- * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`.
+ * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`,
+ * the arguments when the run begins.
  * To run more than that, give the address of a module, `new URL("./job.ts", import.meta.url)`, whose default export is
  * called; that needs the permission to read it.
  *
@@ -260,8 +297,9 @@ export class WorkerPool {
   readonly #slots: Semaphore;
   readonly #idle: Thread[] = [];
   readonly #busy = new Set<Thread>();
-  /** Who runs something, or waits for a thread. */
-  readonly #users = new Set<Task>();
+  /** Who waits for a thread; and how many tasks of which loop do so, or run something. */
+  readonly #waiting = new Set<CancelScope>();
+  readonly #users = new Map<Loop, number>();
   readonly #onError: (error: unknown) => void;
   #closed = false;
 
@@ -273,7 +311,7 @@ export class WorkerPool {
    */
   constructor(size: number = navigator.hardwareConcurrency, options: WorkerPoolOptions = {}) {
     if (!Number.isInteger(size) || size < 1) {
-      throw new RangeError(`Cannot make a pool of ${size} workers: the number must be a whole one from 1 up`);
+      throw new RangeError(`Cannot make a pool of ${kind(size)} workers: the number must be a whole one from 1 up`);
     }
     const { onError = (error) => console.error("Error in a worker after its run:", error) } = options;
     if (typeof onError !== "function") {
@@ -316,19 +354,21 @@ export class WorkerPool {
   /** @internal */
   *_run(job: Job): Coroutine<unknown> {
     this.#checkOpen();
-    const task = currentTask();
+    const { loop } = currentTask();
     // To wait for what a task of another loop gives back is to wait for something outside.
-    if (this.#slots.value === 0) { for (const user of this.#users) task.loop._noteWait(user.loop); }
-    this.#users.add(task);
+    if (this.#slots.value === 0) { for (const other of this.#users.keys()) loop._noteWait(other); }
+    this.#users.set(loop, (this.#users.get(loop) ?? 0) + 1);
     try {
       return yield* this.#runInTurn(job);
     } finally {
-      this.#users.delete(task);
+      const left = this.#users.get(loop)! - 1;
+      if (left > 0) this.#users.set(loop, left);
+      else this.#users.delete(loop);
     }
   }
 
   *#runInTurn(job: Job): Coroutine<unknown> {
-    using _slot = yield* this.#slots.acquire();
+    using _slot = yield* inOneOf(this.#waiting, this.#slots.acquire());
     this.#checkOpen();
     const thread = this.#idle.pop() ?? (yield* this.#start());
     this.#busy.add(thread);
@@ -344,6 +384,7 @@ export class WorkerPool {
   /** Ends every thread. Whoever waits for a run gets {@linkcode ClosedError}. Closing twice is fine. */
   close(): void {
     this.#closed = true;
+    cancelAll(this.#waiting, "the worker pool is closed");
     for (const thread of [...this.#idle.splice(0), ...this.#busy]) thread.terminate(closedError());
   }
 
@@ -433,9 +474,11 @@ function makeJob(work: unknown, args: readonly unknown[], options: WorkerRunOpti
   return { request: { module: String(work), exportName, args }, transfer };
 }
 
-function textOf(work: { name: string; constructor: { name: string } }): string {
+function textOf(work: { name: string; constructor?: { name: string } }): string {
   const what = `Cannot run function "${work.name}" in a worker`;
-  if (/Generator/.test(work.constructor.name)) throw new TypeError(`${what}: it is a generator, not a plain function`);
+  if (/Generator/.test(work.constructor?.name ?? "")) {
+    throw new TypeError(`${what}: it is a generator, not a plain function`);
+  }
   const source = Function.prototype.toString.call(work);
   if (/\{\s*\[native code\]\s*\}$/.test(source)) throw new TypeError(`${what}: it is native or bound, and has no text`);
   if (/^class\b/.test(source)) throw new TypeError(`${what}: it is a class`);

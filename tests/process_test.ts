@@ -8,6 +8,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
   all,
   Cancelled,
+  checkpoint,
   ClosedError,
   type Coroutine,
   Loop,
@@ -577,8 +578,48 @@ test("P6 who waits for a thread that another loop's task uses is not in a deadlo
   assertEquals(await second, 2);
 });
 
+test(
+  "P6 closing a pool, or a signal queue, reaches who waits behind a task of a loop that was stopped",
+  SIGNALS,
+  async () => {
+    const pool = new WorkerPool(1);
+    const signals = new SignalQueue("SIGUSR1");
+    const gate = new Int32Array(new SharedArrayBuffer(8));
+    const stopped = new Loop();
+    stopped.createTask(pool.run(count, [gate]));
+    stopped.createTask(signals.get());
+    const first = stopped.runForever();
+    while (Atomics.load(gate, 0) === 0) await platformTurn();
+    stopped.stop();
+    await first;
+    await run(function* (loop) {
+      const waiting = [pool.run(() => 1), signals.get()].map((wait) => loop.createTask(failed(wait)));
+      yield* sleep(0);
+      pool.close();
+      signals.close();
+      Atomics.store(gate, 1, 1);
+      for (const task of waiting) assert((yield* task.join()) instanceof ClosedError);
+    });
+    await stopped.run(checkpoint()); // ends what it has left
+  },
+);
+
+test("P6 who waits for a thread looks at each loop that uses the pool, and not at each task", {}, async () => {
+  using pool = new WorkerPool(1);
+  let looks = 0;
+  const { loop } = simulation();
+  const original = loop._noteWait;
+  loop._noteWait = (other) => {
+    looks++;
+    original.call(loop, other);
+  };
+  await loop.run(all(Array.from({ length: 20 }, () => pool.run(() => 1))));
+  assert(looks < 100, `${looks} looks`);
+});
+
 Deno.test("P6 a pool of no size, and work that cannot travel, are refused where they are written", () => {
   for (const size of [0, -1, 1.5, NaN]) assertThrows(() => new WorkerPool(size), RangeError);
+  assertThrows(() => new WorkerPool("5" as any), RangeError, 'a pool of "5" workers');
   assertThrows(() => new WorkerPool(1, { onError: 5 as any }), TypeError, "onError 5: it must be a function");
   assertThrows(() => runInWorker(Object.create(null)), TypeError, "a function or the URL of a module is due");
   assertThrows(() => runInWorker("./job.ts"), TypeError, 'new URL("./job.ts", import.meta.url)');
@@ -586,6 +627,7 @@ Deno.test("P6 a pool of no size, and work that cannot travel, are refused where 
   assertThrows(() => runInWorker(function* () {}), TypeError, "it is a generator");
   assertThrows(() => runInWorker(Math.max, [1, 2]), TypeError, "native or bound");
   assertThrows(() => runInWorker(count.bind(null), [new Int32Array()]), TypeError, "native or bound");
+  assertEquals(typeof runInWorker(Object.setPrototypeOf(() => 1, null)).next, "function");
   assertThrows(() => runInWorker(class {} as any), TypeError, "it is a class");
   assertThrows(() => runInWorker(() => 1, 5 as any), TypeError, "the arguments must be an array");
 });
