@@ -93,7 +93,8 @@ function perform<T>(op: Op): Coroutine<T> {
 }
 
 /**
- * Waits until `sock` can be read (a listener: accepted from) without blocking. The op is `["read_wait", sock]`.
+ * Waits until `sock` can be read (a listener: accepted from) without blocking. The op is `["read_wait", sock]`. (A string is
+ * for stepping by hand, as the article does: a loop can wait for sockets only.)
  *
  * @throws {BusyError} If another task already waits to read `sock`.
  * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
@@ -103,13 +104,12 @@ function perform<T>(op: Op): Coroutine<T> {
  * import { readWait } from "@yieldloop/yieldloop";
  * import { assertEquals } from "@std/assert";
  *
- * const sock = { id: 7 };
- * const coro = readWait(sock);
- * assertEquals(coro.next(), { value: ["read_wait", sock], done: false });
+ * const coro = readWait("somesocket");
+ * assertEquals(coro.next(), { value: ["read_wait", "somesocket"], done: false });
  * assertEquals(coro.next(), { value: undefined, done: true });
  * ```
  */
-export function readWait(sock: Selectable): Coroutine<void> {
+export function readWait(sock: Selectable | string): Coroutine<void> {
   return perform(["read_wait", sock]);
 }
 
@@ -119,7 +119,7 @@ export function readWait(sock: Selectable): Coroutine<void> {
  * @throws {BusyError} If another task already waits to write `sock`.
  * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
  */
-export function writeWait(sock: Selectable): Coroutine<void> {
+export function writeWait(sock: Selectable | string): Coroutine<void> {
   return perform(["write_wait", sock]);
 }
 
@@ -246,12 +246,12 @@ export interface TraceEvent {
 export interface LoopOptions {
   /** Tells which sockets are ready, and sleeps. Default: a `DefaultSelector`. */
   selector?: Selector | undefined;
-  /** Tells the time. Default: the platform's monotonic clock. */
+  /** Tells the time. Default: the platform's monotonic clock. Another one needs a selector that sleeps by it. */
   clock?: Clock | undefined;
   /** Where `listen()` and `connect()` get their sockets from, in tasks of this loop. Default: the platform. */
   network?: Network | undefined;
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
-  onError?: ((error: unknown, task: Task<any> | null) => void) | undefined;
+  onError?: ((error: unknown, task: Task<any>) => void) | undefined;
   /** Told of every op of every task, before it begins. */
   trace?: ((event: TraceEvent) => void) | undefined;
 }
@@ -324,8 +324,8 @@ export class Loop {
   _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
-  /** How many signals may still abort something here, which is something to wait for. */
-  #signals = 0;
+  /** The signals that may still abort something here, which is something to wait for, and what they abort. */
+  readonly #signals = new Map<AbortSignal, Set<(reason: unknown) => void>>();
   /** Since when, on its clock, nothing that it knows of will wake it; null if something will. */
   #stuckSince: number | null = null;
 
@@ -353,7 +353,7 @@ export class Loop {
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
-    if (options?.scope) CancelScope._check(options.scope, this);
+    if (options?.scope) CancelScope._check(options.scope, this, coro);
     checkCoroutine(coro, "createTask");
     const task = new Task<T>(this, this.#nextId++, coro, options?.name, options?.scope ?? this.#root);
     task._locals = this.#current?._locals ?? null;
@@ -455,17 +455,19 @@ export class Loop {
    */
   *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
     checkBytes("send", data);
+    const { length } = data;
     let sent = 0;
     beginSending(sock);
     try {
       do {
         yield ["write_wait", sock];
+        checkKept(data, length);
         try {
           sent += sock.send(sent === 0 ? data : data.subarray(sent));
         } catch (error) {
           waitOn(error);
         }
-      } while (sent < data.length);
+      } while (sent < length);
     } catch (error) {
       if (error instanceof Cancelled) error.bytesSent = sent;
       throw error;
@@ -501,6 +503,7 @@ export class Loop {
    */
   *sockSendto(sock: DatagramLike, data: Uint8Array, addr: Addr): Coroutine<number> {
     checkBytes("send", data);
+    const { length } = data;
     let sent: number | undefined;
     beginSending(sock);
     try {
@@ -508,6 +511,7 @@ export class Loop {
         yield ["write_wait", sock];
         try {
           if (sent !== undefined) return sock.sent();
+          checkKept(data, length);
           sent = sock.sendto(data, addr);
         } catch (error) {
           waitOn(error);
@@ -626,22 +630,29 @@ export class Loop {
   _listen(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
     if (signal?.aborted) abort(signal.reason);
     if (!signal || signal.aborted) return () => {};
-    let listens = true;
-    const unlisten = () => {
-      if (!listens) return;
-      listens = false;
-      this.#signals--;
-      signal.removeEventListener("abort", onAbort);
+    // One listener for all: to take one of many off a signal takes the platform as long as there are many.
+    const aborts = this.#signals.get(signal) ?? new Set();
+    if (aborts.size === 0) {
+      this.#signals.set(signal, aborts);
+      signal.addEventListener("abort", this.#onAbort);
+    }
+    aborts.add(abort);
+    return () => {
+      if (aborts.delete(abort) && aborts.size === 0) this.#unlisten(signal);
     };
-    const onAbort = () => {
-      unlisten();
-      this.#quietly(() => abort(signal.reason));
-      this.#wakeup(); // Who is shielded goes on waiting: perhaps for nothing that can come now.
-    };
-    signal.addEventListener("abort", onAbort);
-    this.#signals++;
-    return unlisten;
   }
+
+  #unlisten(signal: AbortSignal): void {
+    if (this.#signals.delete(signal)) signal.removeEventListener("abort", this.#onAbort);
+  }
+
+  readonly #onAbort = ({ target }: { target: EventTarget | null }) => {
+    const signal = target as AbortSignal;
+    const aborts = this.#signals.get(signal)!;
+    this.#unlisten(signal);
+    for (const abort of aborts) this.#quietly(() => abort(signal.reason));
+    this.#wakeup(); // Who is shielded goes on waiting: perhaps for nothing that can come now.
+  };
 
   /** What `act` wakes was not woken from outside, or once and not again. */
   #quietly(act: () => void): void {
@@ -781,7 +792,8 @@ export class Loop {
 
   /** Whether every task waits for another, and nobody outside was ever seen to wake one, nor can abort them. */
   get #stuck(): boolean {
-    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside && this.#signals === 0;
+    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside &&
+      this.#signals.size === 0;
   }
 
   /** Something has become ready that the selector does not know of. */
@@ -959,9 +971,10 @@ export class Loop {
   #tell(task: Task<any>, op: Op): void {
     try {
       const [name, ...args] = Array.isArray(op) ? op as unknown as Op : [String(op)];
-      this.#trace!({ task, op: name, args, time: this.time() });
+      const told: unknown = this.#trace!({ task, op: name, args, time: this.time() });
+      ifRejected(told, (error) => this._report(error, task));
     } catch (error) {
-      printError(error, task);
+      this._report(error, task);
     }
   }
 
@@ -995,14 +1008,22 @@ export class Loop {
   }
 
   /** @internal */
-  _report(error: unknown, task: Task<any> | null): void {
-    try {
-      this.#onError(error, task);
-    } catch (hookError) {
+  _report(error: unknown, task: Task<any>): void {
+    const failed = (hookError: unknown) => {
       printError(error, task);
       printError(hookError, null);
+    };
+    try {
+      ifRejected(this.#onError(error, task), failed);
+    } catch (hookError) {
+      failed(hookError);
     }
   }
+}
+
+/** A hook may be an async function: `report` is told what it rejects with. For the other modules here too. */
+export function ifRejected(told: unknown, report: (error: unknown) => void): void {
+  if (told instanceof Promise) told.catch(report);
 }
 
 function printError(error: unknown, task: Task<any> | null): void {
@@ -1216,6 +1237,12 @@ export function checkSignal(what: string, signal: unknown): void {
 /** Throws `TypeError` if `data` is no `Uint8Array`. For the other modules here. */
 export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
+}
+
+/** Throws `TypeError` if `data`, which is to be sent, is not as long any more as it was. */
+function checkKept(data: Uint8Array, length: number): void {
+  if (data.length === length) return;
+  throw new TypeError(`Cannot send ${length} bytes: their buffer was transferred or resized before they were sent`);
 }
 
 /** Promises that were hushed: once is enough, and each time would stay with a promise that stays. */
@@ -1480,6 +1507,11 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** What `console.log` shows of it, and of a trace or an error that holds it: the same words, not its whole loop. */
   [Symbol.for("nodejs.util.inspect.custom")](): string {
+    return this.toString();
+  }
+
+  /** What `JSON.stringify` makes of it, and of a trace that holds it: the same words. */
+  toJSON(): string {
     return this.toString();
   }
 
@@ -1931,13 +1963,15 @@ export class CancelScope {
     return scope !== null;
   }
 
-  /** @internal Throws if no task of `loop` can be started in `scope`, or none any more. */
-  static _check(scope: CancelScope, loop: Loop): void {
+  /** @internal Throws if no task of `loop` can be started in `scope`, or none any more, as `coro` should be. */
+  static _check(scope: CancelScope, loop: Loop, coro: unknown): void {
+    if (scope instanceof CancelScope && scope.#loop === loop && !scope.#left) return;
+    hush(coro); // Nobody will wait for it.
     if (!(scope instanceof CancelScope)) {
       throw new TypeError(`Cannot create a task in ${kind(scope)}: it is no CancelScope`);
     }
     if (scope.#loop !== loop) throw new Error("Cannot create a task in this scope: it is in another loop");
-    if (scope.#left) throw new Error("Cannot create a task in this scope: its block has ended");
+    throw new Error("Cannot create a task in this scope: its block has ended");
   }
 
   /** @internal What the task is thrown. */
@@ -2193,6 +2227,11 @@ export class ParkingLot<T = void> {
     return this.name;
   }
 
+  /** What `JSON.stringify` makes of it: the same words. */
+  toJSON(): string {
+    return this.name;
+  }
+
   /** Wakes the task that has waited longest, gives it `value`, and returns it; null if none waits. */
   unpark(value: T): Task<any> | null {
     const task = this.#first;
@@ -2261,10 +2300,13 @@ export const EVENT_READ = 1;
 /** Takes bytes. */
 export const EVENT_WRITE = 2;
 
-/** Tells which sockets are ready. `DefaultSelector` is one over the platform's promises. */
+/**
+ * Tells which sockets are ready. `DefaultSelector` is one over the platform's promises. One socket may be watched under two
+ * keys, where a task waits to read it and another to write it.
+ */
 export interface Selector {
   /** Watches `fileobj` for `events`; `data` comes back with the key. */
-  register(fileobj: Selectable, events: number, data?: unknown): SelectorKey;
+  register(fileobj: Selectable, events: number, data?: unknown): void;
   /** Ends the watch; given `events`, only for those. */
   unregister(fileobj: Selectable, events?: number): void;
   /**

@@ -39,6 +39,7 @@ export {
   currentTask,
   type DatagramLike,
   DeadlockError,
+  type Deque,
   EVENT_READ,
   EVENT_WRITE,
   type ListenerLike,

@@ -35,6 +35,7 @@ import {
   Cancelled,
   checkBytes,
   checkMaxBytes,
+  checkRunnable,
   ClosedError,
   type Coroutine,
   type DatagramLike,
@@ -146,6 +147,11 @@ export abstract class Pollable implements Selectable {
   [Symbol.for("nodejs.util.inspect.custom")](): string {
     return this.toString();
   }
+
+  /** What `JSON.stringify` makes of it: the same words. */
+  toJSON(): string {
+    return this.toString();
+  }
 }
 
 /** A registration. */
@@ -218,8 +224,8 @@ export class DefaultSelector implements Selector {
     }
     if (this._closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
     if (fileobj.closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
-    if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "read");
-    if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "write");
+    if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "recv");
+    if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "send");
     const key = new Key(fileobj, events, data, this);
     if (events & EVENT_READ) {
       fileobj._readKey = key;
@@ -386,9 +392,11 @@ function isWatched(key: Key | null): boolean {
   return key !== null && key.selector !== null && !key.selector._closed;
 }
 
-function busy(fileobj: Pollable, what: string): BusyError {
-  const verb = fileobj instanceof Listener ? "accept from" : what;
-  return new BusyError(`Cannot wait to ${verb} ${fileobj}: another task is already waiting to ${verb} it`);
+function busy(fileobj: Pollable, what: "recv" | "send"): BusyError {
+  const [verb, wanted] = fileobj instanceof Listener
+    ? ["accept", "accept from"]
+    : [what, what === "recv" ? "read" : "write"];
+  return new BusyError(`Cannot ${verb} on ${fileobj}: another task is already waiting to ${wanted} it`);
 }
 
 // -------------------------------------
@@ -454,6 +462,10 @@ export interface Connection {
 export interface TlsHandshakeInfo {
   /** The protocol both want to speak, of those in `alpnProtocols`; null if none. */
   alpnProtocol: string | null;
+}
+
+function isReset(error: unknown): boolean {
+  return error instanceof Deno.errors.ConnectionReset;
 }
 
 const NO_SLAB = new ArrayBuffer(0);
@@ -589,8 +601,8 @@ export class Socket extends Pollable implements SocketLike {
 
   #nothing(): Uint8Array<ArrayBuffer> {
     if (this.#readError !== null) throw this.#readError;
-    // The system tells of a reset once: where a write has heard of it, reads see but the end of a stream.
-    if (this.#eof && this.#writeError instanceof Deno.errors.ConnectionReset) throw this.#writeError;
+    // And where a write has heard of it, reads see but the end of a stream.
+    if (this.#eof && isReset(this.#writeError)) throw this.#writeError;
     if (this.#eof) return new Uint8Array(0);
     throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
   }
@@ -634,6 +646,8 @@ export class Socket extends Pollable implements SocketLike {
     if (typeof result !== "number") {
       if (result === null) this.#eof = true;
       else this.#readError = result;
+      // The system tells of a reset once: a write would seem to go well.
+      if (isReset(result)) this.#writeError ??= result;
       this.#forgetInput();
     } else if (!this.#isClosed) {
       this.#to += result;
@@ -1658,7 +1672,7 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  */
 export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
-  return (yield* network().connect(options)) as Socket;
+  return (yield* checkRunnable(network().connect(options))) as Socket;
 }
 
 /**
@@ -1673,7 +1687,7 @@ export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
  * @throws {Deno.errors.InvalidData} If the peer's certificate is not to be trusted.
  */
 export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
-  return (yield* optional("connectTls")(options)) as Socket;
+  return (yield* checkRunnable(optional("connectTls")(options))) as Socket;
 }
 
 /**

@@ -4,7 +4,7 @@
 import { Loop, readWait, type Selectable, type Socket } from "../mod.ts";
 
 if (import.meta.main) {
-  const f = readWait("somesocket" as unknown as Selectable);
+  const f = readWait("somesocket");
   console.log(String(f)); // [object Generator]
   console.log(f.next().value); // [ "read_wait", "somesocket" ]
   console.log(f.next().done); // true

@@ -1174,6 +1174,38 @@ Deno.test("C9 a Cancelled from elsewhere is an error like any other", async () =
   assertEquals(errors.length, 1);
 });
 
+Deno.test("C9 many scopes with one signal are one listener to it, and its abort cancels those that are left", async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const counts = { addEventListener: 0, removeEventListener: 0 };
+  for (const name of ["addEventListener", "removeEventListener"] as const) {
+    const original = signal[name];
+    signal[name] = (...args: Parameters<typeof original>) => {
+      counts[name]++;
+      original.apply(signal, args);
+    };
+  }
+  let cancelled = 0;
+  function* idle(ms: number): Coroutine<void> {
+    if ((yield* cancelScope(() => after(ms), { signal })) === undefined) cancelled++;
+  }
+  await simulate(function* ({ loop }) {
+    yield* taskGroup(function* (group) {
+      for (let i = 0; i < 100; i++) group.createTask(idle(i % 2 === 0 ? 5 : 1000));
+      yield* sleep(10);
+      assertEquals(counts, { addEventListener: 1, removeEventListener: 0 });
+      controller.abort();
+    });
+    assertEquals([cancelled, loop.time()], [50, 10]);
+  });
+  assertEquals(counts, { addEventListener: 1, removeEventListener: 1 });
+
+  function* after(ms: number): Coroutine<true> {
+    yield* sleep(ms);
+    return true;
+  }
+});
+
 Deno.test("C9 a scope with a signal is cancelled when that aborts, with its reason, and listens no longer than it lasts", async () => {
   const { loop, world } = simulation();
   const controller = new AbortController();

@@ -694,30 +694,51 @@ Deno.test("K8 by default the task's name and the stack go to stderr", async () =
   assertStringIncludes(text, "kernel_test.ts");
 });
 
-Deno.test("K8 a hook that throws is reported and stops nothing", async () => {
+/** What `body` prints to stderr. */
+async function printedBy(body: () => Promise<void>): Promise<string> {
   const printed: string[] = [];
   const original = console.error;
   console.error = (...args: unknown[]) => printed.push(args.map(String).join(" "));
   try {
-    const options = {
-      onError() {
-        throw new Error("bad onError");
-      },
-      trace() {
-        throw new Error("bad trace");
-      },
-    };
-    const result = await simulate(function* ({ loop }) {
-      loop.createTask(fails(new Error("lonely")));
-      yield* sleep(1);
-      return "still here";
-    }, options);
-    assertEquals(result, "still here");
+    await body();
   } finally {
     console.error = original;
   }
-  const text = printed.join("\n");
-  for (const word of ["bad onError", "bad trace", "lonely"]) assertStringIncludes(text, word);
+  return printed.join("\n");
+}
+
+Deno.test("K8 N15 an onError that throws, or an async one that rejects, is printed and stops nothing", async () => {
+  const wrong = new Error("bad onError");
+  const throwing = () => {
+    throw wrong;
+  };
+  for (const onError of [throwing, () => Promise.reject(wrong)] as (() => void)[]) {
+    const printed = await printedBy(async () => {
+      const result = await simulate(function* ({ loop }) {
+        loop.createTask(fails(new Error("lonely")));
+        yield* sleep(1);
+        return "still here";
+      }, { onError });
+      assertEquals(result, "still here");
+    });
+    for (const word of ["bad onError", "lonely"]) assertStringIncludes(printed, word);
+  }
+});
+
+Deno.test("K8 a trace that throws, or an async one that rejects, is reported to onError", async () => {
+  for (const async of [false, true]) {
+    const wrong = new Error("bad trace");
+    const errors: Simulation["errors"] = [];
+    const trace = () => {
+      if (async) return Promise.reject(wrong);
+      throw wrong;
+    };
+    await simulate(function* () {
+      yield* sleep(1);
+      return yield* sleep(1);
+    }, { errors, trace });
+    assertEquals(errors.map(({ error, task }) => [error, task?.name]), [[wrong, "main"], [wrong, "main"]]);
+  }
 });
 
 for (
@@ -1523,6 +1544,22 @@ Deno.test("K15 a traced op, a Cancelled and a DeadlockError print in a few lines
     "The task was cancelled: enough",
   ]);
   for (const text of shown) assert(!/^\s*_\w+: |\bLoop \{/m.test(text), text);
+});
+
+Deno.test("K15 what a trace is told can be written down as JSON", async () => {
+  const [sock, peer] = socketPair();
+  const shown: string[] = [];
+  const { loop } = simulation({ trace: ({ task, op, args }) => shown.push(JSON.stringify({ task, op, args })) });
+  const reader = loop.createTask(readWait(sock), { name: "reader" });
+  await loop.run((function* () {
+    yield* moveOnAfter(1, park(new ParkingLot("an answer")));
+    reader.cancel();
+  })());
+  for (const end of [sock, peer]) end.close();
+  assertEquals(shown, [
+    `{"task":"task 1 \\"reader\\"","op":"read_wait","args":["socket ${sock.id}"]}`,
+    '{"task":"task 2 \\"main\\"","op":"park","args":["an answer"]}',
+  ]);
 });
 
 Deno.test("K15 trace sees every op of every task, in order, with task, op, args and time", async () => {

@@ -7,6 +7,7 @@ import {
   type Addr,
   BusyError,
   cancelScope,
+  checkpoint,
   ClosedError,
   connect,
   type Connection,
@@ -267,7 +268,7 @@ Deno.test("selector: mistakes are told at once", async () => {
   assertThrows(() => selector.register(sock, 0), TypeError, "Cannot wait for events 0");
   assertThrows(() => selector.register(sock, 4), TypeError, "use EVENT_READ, EVENT_WRITE");
   selector.register(sock, EVENT_READ);
-  assertThrows(() => selector.register(sock, EVENT_READ), BusyError, `Cannot wait to read ${sock}`);
+  assertThrows(() => selector.register(sock, EVENT_READ), BusyError, `Cannot recv on ${sock}`);
   assertThrows(() => other.register(sock, EVENT_READ | EVENT_WRITE), BusyError);
   other.unregister(sock); // It is not its own: nothing happens.
   assertThrows(() => selector.register(sock, EVENT_READ), BusyError);
@@ -884,6 +885,14 @@ Deno.test("N9 listen and connect in a task take the network of its loop, whereve
   assertEquals(network.asked, [where, where, where]);
 });
 
+Deno.test("N9 a network whose connect returns a promise is told to return a coroutine", async () => {
+  const network = Object.assign(new PairNetwork(), { connect: () => Promise.resolve({}) as never });
+  await new Loop({ network }).run(function* () {
+    const error = yield* thrownBy(connect({ port: 1 }));
+    assertEquals((error as Error).message, "Cannot run a promise: wrap it, as in until(promise)");
+  }());
+});
+
 Deno.test("N9 what a network does not have is a TypeError", async () => {
   const keys = { cert: "", key: "" };
   await new Loop({ network: new PairNetwork() }).run(function* () {
@@ -919,6 +928,27 @@ Deno.test("what was transferred with a received array is missed once, and the so
     await conn.arrive("more");
     assertEquals(recv(), 4);
   }
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("bytes that are transferred while they wait to be sent are missed, and not taken for sent", async () => {
+  const { conn, sock, selector } = fake();
+  const loop = new Loop();
+  await loop.run(function* () {
+    const data = new Uint8Array(300_000);
+    const sending = loop.createTask(thrownBy(loop.sockSendall(sock, data)));
+    while (sending.op?.[0] !== "write_wait" || conn.writes.length === 0) yield* checkpoint();
+    structuredClone(data, { transfer: [data.buffer] });
+    while (conn.writes.length > 0) {
+      const { buffer, resolve } = conn.writes.shift()!;
+      resolve(buffer.length);
+      yield* until(turn());
+    }
+    const error = yield* sending.join();
+    assertInstanceOf(error, TypeError);
+    assertEquals(error.message.slice(0, 25), "Cannot send 300000 bytes:");
+  }());
   sock.abort();
   selector.close();
 });

@@ -249,7 +249,7 @@ battery("N3 a second reader gets BusyError, the first is served", function* ({ l
   yield* checkpoint();
   const error = yield* thrownBy(loop.sockRecv(server, 10));
   assertInstanceOf(error, BusyError);
-  assertEquals(error.message, `Cannot wait to read ${server}: another task is already waiting to read it`);
+  assertEquals(error.message, `Cannot recv on ${server}: another task is already waiting to read it`);
   yield* loop.sockSendall(client, bytes("x"));
   assertEquals(text(yield* first.join()), "x");
 });
@@ -300,10 +300,7 @@ for (const transport of withListener) {
         yield* checkpoint();
         const error = yield* thrownBy(loop.sockAccept(listener));
         assertInstanceOf(error, BusyError);
-        assertEquals(
-          error.message,
-          `Cannot wait to accept from ${listener}: another task is already waiting to accept from it`,
-        );
+        assertEquals(error.message, `Cannot accept on ${listener}: another task is already waiting to accept from it`);
         const client = yield* dial();
         (yield* first.join()).abort();
         client.abort();
@@ -550,8 +547,8 @@ Deno.test(
       peer.resetAndDestroy();
       assertInstanceOf(yield* reader.join(), Deno.errors.ConnectionReset);
       assertInstanceOf(yield* thrownBy(loop.sockRecv(server, 10)), Deno.errors.ConnectionReset);
-      for (let i = 0; i < 3; i++) assertBroken(yield* thrownBy(sendForEver(loop, server)));
-      assertInstanceOf(yield* thrownBy(server.closeWrite()), Deno.errors.BrokenPipe);
+      for (let i = 0; i < 3; i++) assertBroken(yield* thrownBy(loop.sockSendall(server, bytes("x"))));
+      assertBroken(yield* thrownBy(server.closeWrite()));
       server.close();
     }),
 );

@@ -544,7 +544,8 @@ Deno.test("N12 onError is told of a Cancelled from elsewhere, and C10 of what an
     try {
       yield* forever();
     } finally {
-      throw new Error("the cleanup failed"); // deno-lint-ignore no-unsafe-finally
+      // deno-lint-ignore no-unsafe-finally -- that is what is tested
+      throw new Error("the cleanup failed");
     }
   };
   const [first, second] = sockets(2);
