@@ -20,6 +20,9 @@
  * - Every op goes through `ready`, and every op is a cancellation point.
  * - Almost nothing interesting happens here. What can be built from ops is built from ops, in another file.
  *
+ * What is marked `@ignore` is for the other modules here only, and not in the docs: members that begin with `_`, and the
+ * functions that check arguments.
+ *
  * @module
  */
 
@@ -218,7 +221,7 @@ export function runningLoop(): Loop {
   return running;
 }
 
-/** As {@linkcode runningLoop}, but null where no task is running. */
+/** @ignore As {@linkcode runningLoop}, but null where no task is running. */
 export function runningLoopOrNull(): Loop | null {
   return running;
 }
@@ -290,7 +293,7 @@ export class Loop {
   readonly selector: Selector;
   /** Where its tasks get their sockets from. */
   readonly network: Network;
-  /** @internal */
+  /** @ignore */
   readonly _timers: Timers = new Timers();
 
   readonly #clock: Clock;
@@ -320,7 +323,7 @@ export class Loop {
   #rouse: (() => void) | null = null;
 
   // Whether that is a deadlock.
-  /** @internal How many tasks are parked: they wait for another task, and for nothing else. */
+  /** @ignore How many tasks are parked: they wait for another task, and for nothing else. */
   _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
@@ -626,7 +629,7 @@ export class Loop {
     }
   }
 
-  /** @internal Calls `abort` when `signal` does, at once if it has. Returns what takes that back. */
+  /** @ignore Calls `abort` when `signal` does, at once if it has. Returns what takes that back. */
   _listen(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
     if (signal?.aborted) abort(signal.reason);
     if (!signal || signal.aborted) return () => {};
@@ -901,13 +904,13 @@ export class Loop {
     }
   }
 
-  /** @internal `wake`, for the kernel's own ops. */
+  /** @ignore `wake`, for the kernel's own ops. */
   _wake(task: Task<any>, value?: unknown): void {
     this.#resume(task);
     task._value = value;
   }
 
-  /** @internal `fail`, for the kernel's own ops. */
+  /** @ignore `fail`, for the kernel's own ops. */
   _fail(task: Task<any>, error: unknown): void {
     this.#resume(task);
     task._value = error;
@@ -925,19 +928,19 @@ export class Loop {
     if (this.#asleep) this.#wakeup();
   }
 
-  /** @internal A task was made, woken or given a deadline: if that was done outside the loop, it may have to wake up. */
+  /** @ignore A task was made, woken or given a deadline: if that was done outside the loop, it may have to wake up. */
   _noteOrigin(): void {
     if (running === this) return;
     this.#fedFromOutside = true;
     this.#wakeup();
   }
 
-  /** @internal A task of this loop waits for one of `other`: what wakes it comes from outside. */
+  /** @ignore A task of this loop waits for one of `other`: what wakes it comes from outside. */
   _noteWait(other: Loop): void {
     if (other !== this) this.#fedFromOutside = true;
   }
 
-  /** @internal Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
+  /** @ignore Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
   _interrupt(task: Task<any>, by: CancelScope): void {
     const op = task._op;
     if (!op) return; // It takes the step it is due, and hears of it at its next op.
@@ -978,7 +981,7 @@ export class Loop {
     }
   }
 
-  /** @internal Somebody does not wait for the outcome of `task` after all. */
+  /** @ignore Somebody does not wait for the outcome of `task` after all. */
   _unwatch(task: Task<any>): void {
     task._watchers--;
     if (task.error !== undefined && !task._reported && !this.#failed.includes(task)) this.#failed.push(task);
@@ -1007,7 +1010,7 @@ export class Loop {
     }
   }
 
-  /** @internal */
+  /** @ignore */
   _report(error: unknown, task: Task<any>): void {
     const failed = (hookError: unknown) => {
       printError(error, task);
@@ -1159,13 +1162,13 @@ function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
   if (coro instanceof SingleOp) hush(coro); // Its promise may reject before its task has begun.
 }
 
-/** Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. For the other modules here. */
+/** @ignore Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. */
 export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
   if (typeof coro === "object" && typeof coro?.[Symbol.iterator] === "function") return coro;
   throw noCoroutine("Cannot run", coro, (right) => right);
 }
 
-/** Throws `TypeError` if `body` is no function that makes a coroutine. For the other modules here. */
+/** @ignore Throws `TypeError` if `body` is no function that makes a coroutine. */
 export function checkBody(taker: string, body: unknown): void {
   if (typeof body === "function") return;
   throw new TypeError(`Cannot run ${kind(body)}: ${taker} takes a function, as in ${taker}(function* () { ... })`);
@@ -1184,14 +1187,14 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
   return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
 }
 
-/** Throws `RangeError` if `ms` is no duration. For the other modules here. */
+/** @ignore Throws `RangeError` if `ms` is no duration. */
 export function checkDuration(what: string, ms: number): void {
   if (typeof ms !== "number" || !(ms >= 0)) {
     throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
   }
 }
 
-/** Throws `RangeError` if `maxBytes` is no number of bytes to read. For the other modules here. */
+/** @ignore Throws `RangeError` if `maxBytes` is no number of bytes to read. */
 export function checkMaxBytes(maxBytes: number): void {
   if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
     throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
@@ -1228,13 +1231,13 @@ function checkLoopOptions({ selector, clock, onError, trace }: LoopOptions): voi
   }
 }
 
-/** Throws `TypeError` if `signal` is given and no `AbortSignal`. For the other modules here. */
+/** @ignore Throws `TypeError` if `signal` is given and no `AbortSignal`. */
 export function checkSignal(what: string, signal: unknown): void {
   if (signal === undefined || signal instanceof AbortSignal) return;
   throw new TypeError(`Cannot ${what} with the signal ${kind(signal)}: it must be an AbortSignal`);
 }
 
-/** Throws `TypeError` if `data` is no `Uint8Array`. For the other modules here. */
+/** @ignore Throws `TypeError` if `data` is no `Uint8Array`. */
 export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
@@ -1249,8 +1252,8 @@ function checkKept(data: Uint8Array, length: number): void {
 const HUSHED = new WeakSet<Promise<unknown>>();
 
 /**
- * Nobody waits for the promises in `op`, or in ops within it, or not yet: that one rejects must not end the program. For
- * the other modules here too.
+ * @ignore Nobody waits for the promises in `op`, or in ops within it, or not yet: that one rejects must not end the
+ * program.
  */
 export function hush(op: unknown): void {
   try {
@@ -1291,7 +1294,7 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
   return new TypeError(`Cannot yield ${kind(op)}: it is no op; write yield* f(), or an op such as ["sleep", 10]`);
 }
 
-/** A value in words that are safe to print. */
+/** @ignore A value in words that are safe to print. */
 export function kind(value: unknown): string {
   if (typeof value === "string") return value.length > 40 ? "a string" : JSON.stringify(value);
   if (typeof value === "function") return "a function";
@@ -1330,35 +1333,35 @@ export class Task<T = any> implements PromiseLike<T> {
   readonly loop: Loop;
   readonly #name: string | undefined;
 
-  /** @internal The coroutine; null once it has ended. */
+  /** @ignore The coroutine; null once it has ended. */
   _coro: Coroutine<T> | null;
-  /** @internal What it waits for. */
+  /** @ignore What it waits for. */
   _op: Op | null = null;
-  /** @internal What its next step is given, or thrown; when it has ended, its value or error. */
+  /** @ignore What its next step is given, or thrown; when it has ended, its value or error. */
   _value: any = undefined;
-  /** @internal Whether `_value` is thrown. */
+  /** @ignore Whether `_value` is thrown. */
   _throws = false;
-  /** @internal The scope that interrupted the op it waited on. */
+  /** @ignore The scope that interrupted the op it waited on. */
   _interruptedBy: CancelScope | null = null;
-  /** @internal The innermost scope it is in. */
+  /** @ignore The innermost scope it is in. */
   _scope: CancelScope;
-  /** @internal The scope that holds it (it was born there, or it is its own), and its neighbours there. */
+  /** @ignore The scope that holds it (it was born there, or it is its own), and its neighbours there. */
   _parent!: CancelScope;
-  /** @internal */
+  /** @ignore */
   _before: Member | null = null;
-  /** @internal */
+  /** @ignore */
   _after: Member | null = null;
-  /** @internal Its neighbours in the `ParkingLot` it waits in. */
+  /** @ignore Its neighbours in the `ParkingLot` it waits in. */
   _aheadInLot: Task<any> | null = null;
-  /** @internal */
+  /** @ignore */
   _behindInLot: Task<any> | null = null;
-  /** @internal What its op needs to be taken back: a timer, or the token of an `until`. */
+  /** @ignore What its op needs to be taken back: a timer, or the token of an `until`. */
   _pending: unknown = null;
-  /** @internal Task locals, shared with the parent until one of them sets one. */
+  /** @ignore Task locals, shared with the parent until one of them sets one. */
   _locals: ReadonlyMap<unknown, unknown> | null = null;
-  /** @internal Whether somebody is there to take its outcome. */
+  /** @ignore Whether somebody is there to take its outcome. */
   _watchers = 0;
-  /** @internal Whether `onError` was told of its error. */
+  /** @ignore Whether `onError` was told of its error. */
   _reported = false;
 
   /** The coroutines that wait for one they have called, the outermost first. */
@@ -1374,7 +1377,7 @@ export class Task<T = any> implements PromiseLike<T> {
   #callbacks: (((task: Task<any>) => void) | null)[] | null = null;
   #promise: Promise<T> | null = null;
 
-  /** @internal Made by {@linkcode Loop.createTask}. */
+  /** @ignore Made by {@linkcode Loop.createTask}. */
   constructor(loop: Loop, id: number, coro: Coroutine<T>, name: string | undefined, scope: CancelScope) {
     this.loop = loop;
     this.id = id;
@@ -1432,7 +1435,7 @@ export class Task<T = any> implements PromiseLike<T> {
     yield* perform(this._untilEnded()); // asked for when the wait begins: the task may end before
   }
 
-  /** @internal The op that waits for its end. */
+  /** @ignore The op that waits for its end. */
   _untilEnded(): Op {
     if (this.done) return CHECKPOINT;
     running?._noteWait(this.loop);
@@ -1515,7 +1518,7 @@ export class Task<T = any> implements PromiseLike<T> {
     return this.toString();
   }
 
-  /** @internal Runs the coroutine to its next op. */
+  /** @ignore Runs the coroutine to its next op. */
   _step(): IteratorResult<Op, T> {
     const throws = this._throws || this._interruptedBy !== null;
     const value = this._interruptedBy ? this.#cancellation() : this._value;
@@ -1525,7 +1528,7 @@ export class Task<T = any> implements PromiseLike<T> {
     return throws ? this._coro!.throw(value) : this._coro!.next(value);
   }
 
-  /** @internal Puts `coro` on top of the coroutine that calls it: the next step is its first. */
+  /** @ignore Puts `coro` on top of the coroutine that calls it: the next step is its first. */
   _call(coro: Coroutine<any>): void {
     if (this.#callers === NO_CALLERS) this.#callers = [];
     this.#callers.push(this._coro!);
@@ -1533,7 +1536,7 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * @internal Ends its coroutines by force: their `finally` and `using` let go of what they hold. Nobody waits for what they
+   * @ignore Ends its coroutines by force: their `finally` and `using` let go of what they hold. Nobody waits for what they
    * still yield, or hears what they throw.
    */
   _close(): void {
@@ -1580,17 +1583,17 @@ export class Task<T = any> implements PromiseLike<T> {
     thrown.set(by, (thrown.get(by) ?? 0) + 1);
   }
 
-  /** @internal Whether `scope` has thrown it a `Cancelled` in its block. */
+  /** @ignore Whether `scope` has thrown it a `Cancelled` in its block. */
   _wasThrownBy(scope: CancelScope): boolean {
     return this.#thrown?.has(scope) ?? false;
   }
 
-  /** @internal Whether it will not stop catching `Cancelled`. */
+  /** @ignore Whether it will not stop catching `Cancelled`. */
   get _swallows(): boolean {
     return this.#thrown !== null && (this.#thrown.get(this._scope._cancelledBy!) ?? 0) >= SWALLOWED_MAX;
   }
 
-  /** @internal It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
+  /** @ignore It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
   _end(value: unknown, threw: boolean): boolean {
     if (threw && this._parent._cancelledBy) blame(value, this.#lastCancelled);
     if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
@@ -1797,26 +1800,26 @@ export class CancelScope {
   /** The task whose block it is; null for the root, and for a task's own. */
   readonly #task: Task<any> | null;
   /**
-   * The outermost cancelled scope, from here outward, that no shield hides. (Outermost, so that an inner timeout does not
+   * @ignore The outermost cancelled scope, from here outward, that no shield hides. (Outermost, so that an inner timeout does not
    * claim what an outer one did.) Discussion: at each op the kernel must know it in constant time, so it is kept, and worked
-   * out anew for the scopes below whenever something changes. @internal
+   * out anew for the scopes below whenever something changes.
    */
   _cancelledBy: CancelScope | null = null;
-  /** @internal Whether this scope or one outside ever had a deadline: if not, an op need not look at the clock. */
+  /** @ignore Whether this scope or one outside ever had a deadline: if not, an op need not look at the clock. */
   _timed = false;
-  /** @internal Its own cancellation, once that has ended the block. */
+  /** @ignore Its own cancellation, once that has ended the block. */
   _caught: Cancelled | null = null;
-  /** @internal The tree: the scope it is in, its neighbours there, and what it holds. */
+  /** @ignore The tree: the scope it is in, its neighbours there, and what it holds. */
   _parent: CancelScope | null;
-  /** @internal */
+  /** @ignore */
   _before: Member | null = null;
-  /** @internal */
+  /** @ignore */
   _after: Member | null = null;
-  /** @internal */
+  /** @ignore */
   _first: Member | null = null;
   #last: Member | null = null;
 
-  /** @internal Made by the kernel; programs use {@linkcode cancelScope}. */
+  /** @ignore Made by the kernel; programs use {@linkcode cancelScope}. */
   constructor(loop: Loop, task: Task<any> | null, parent: CancelScope | null, shield = false) {
     this.#loop = loop;
     this.#task = task;
@@ -1838,7 +1841,7 @@ export class CancelScope {
     this.#spread();
   }
 
-  /** @internal Cancels the block when `signal` aborts. */
+  /** @ignore Cancels the block when `signal` aborts. */
   _cancelWith(signal: AbortSignal): void {
     this.#unlisten = this.#loop._listen(signal, (reason) => this.cancel(reason));
   }
@@ -1896,7 +1899,7 @@ export class CancelScope {
     return changed;
   }
 
-  /** @internal Cancels what is past its deadline, from here outward. */
+  /** @ignore Cancels what is past its deadline, from here outward. */
   _expire(now: number): void {
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
@@ -1904,13 +1907,13 @@ export class CancelScope {
     }
   }
 
-  /** @internal This scope and all that is below. */
+  /** @ignore This scope and all that is below. */
   *_walk(): Generator<Member, void, void> {
     // deno-lint-ignore no-this-alias -- a walk down the tree starts here
     for (let member: Member | null = this; member; member = following(member, this, false)) yield member;
   }
 
-  /** @internal Puts a task that is born, or a scope that is made, in here. */
+  /** @ignore Puts a task that is born, or a scope that is made, in here. */
   _add(member: Member): void {
     member._parent = this;
     member._before = this.#last;
@@ -1919,7 +1922,7 @@ export class CancelScope {
     this.#last = member;
   }
 
-  /** @internal Takes `member` out. A scope whose block was left goes as soon as nothing is in it. */
+  /** @ignore Takes `member` out. A scope whose block was left goes as soon as nothing is in it. */
   _remove(member: Member): void {
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     let scope: CancelScope = this;
@@ -1938,13 +1941,13 @@ export class CancelScope {
     member._before = member._after = null;
   }
 
-  /** @internal Takes `member` over from the scope it is in. */
+  /** @ignore Takes `member` over from the scope it is in. */
   _adopt(member: Member): void {
     member._parent!._remove(member);
     this._add(member);
   }
 
-  /** @internal The block has been left. */
+  /** @ignore The block has been left. */
   _leave(): void {
     if (this.#left) return; // Its task was given up, and somebody returns the coroutine by hand.
     this.#left = true;
@@ -1955,7 +1958,7 @@ export class CancelScope {
     else if (this.#shield) this.shield = false;
   }
 
-  /** @internal Whether `outer` is this scope or one around it. */
+  /** @ignore Whether `outer` is this scope or one around it. */
   _isIn(outer: CancelScope | null): boolean {
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     let scope: CancelScope | null = this;
@@ -1963,7 +1966,7 @@ export class CancelScope {
     return scope !== null;
   }
 
-  /** @internal Throws if no task of `loop` can be started in `scope`, or none any more, as `coro` should be. */
+  /** @ignore Throws if no task of `loop` can be started in `scope`, or none any more, as `coro` should be. */
   static _check(scope: CancelScope, loop: Loop, coro: unknown): void {
     if (scope instanceof CancelScope && scope.#loop === loop && !scope.#left) return;
     hush(coro); // Nobody will wait for it.
@@ -1974,23 +1977,23 @@ export class CancelScope {
     throw new Error("Cannot create a task in this scope: its block has ended");
   }
 
-  /** @internal What the task is thrown. */
+  /** @ignore What the task is thrown. */
   _error(): Cancelled {
     return new Cancelled(this.#reason, this);
   }
 
-  /** @internal Names its cancellation as the cause of an error of its block that came in the wake of it. */
+  /** @ignore Names its cancellation as the cause of an error of its block that came in the wake of it. */
   _blame(error: unknown): void {
     if (this.#task?._wasThrownBy(this)) blame(error, this._error());
   }
 
-  /** @internal Whether `error` is the cancellation of this scope or of one around it. */
+  /** @ignore Whether `error` is the cancellation of this scope or of one around it. */
   _owns(error: unknown): error is Cancelled {
     if (!isCancelled(error) || error._scope === null) return false;
     return error._scope === this._cancelledBy || this._isIn(error._scope); // The first says it nearly always, at no cost.
   }
 
-  /** @internal Whether `error` is this scope's own cancellation, which ends here. */
+  /** @ignore Whether `error` is this scope's own cancellation, which ends here. */
   _catches(error: unknown): error is Cancelled {
     const own = isCancelled(error) && error._scope === this;
     this._caught = own ? error : null;
@@ -2249,7 +2252,7 @@ export class ParkingLot<T = void> {
     return count;
   }
 
-  /** @internal */
+  /** @ignore */
   _add(task: Task<any>): void {
     task._aheadInLot = this.#last;
     if (this.#last) {
@@ -2261,7 +2264,7 @@ export class ParkingLot<T = void> {
     task.loop._parked++;
   }
 
-  /** @internal */
+  /** @ignore */
   _remove(task: Task<any>): void {
     if (task._aheadInLot) task._aheadInLot._behindInLot = task._behindInLot;
     else this.#first = task._behindInLot;
@@ -2429,7 +2432,7 @@ export class Cancelled extends Error {
     this.#scope = scope;
   }
 
-  /** @internal The scope that catches it. */
+  /** @ignore The scope that catches it. */
   get _scope(): CancelScope | null {
     return this.#scope;
   }

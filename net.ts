@@ -102,37 +102,37 @@ interface Holder {
 export abstract class Pollable implements Selectable {
   /** A number no other socket of this program has. */
   readonly id: number = nextId++;
-  /** @internal Who watches the read side, and the write side. */
+  /** @ignore Who watches the read side, and the write side. */
   _readKey: Key | null = null;
-  /** @internal */
+  /** @ignore */
   _writeKey: Key | null = null;
 
-  /** @internal Whether it is ready for `event` now. */
+  /** @ignore Whether it is ready for `event` now. */
   abstract _ready(event: number): boolean;
-  /** @internal Starts whatever makes it ready for `event`. */
+  /** @ignore Starts whatever makes it ready for `event`. */
   abstract _arm(event: number): void;
   /** Whether it has been closed. */
   abstract readonly closed: boolean;
 
-  /** @internal What a read or accept is under way on; null if none is. */
+  /** @ignore What a read or accept is under way on; null if none is. */
   get _underWay(): Holder | null {
     return null;
   }
   #released: Holder | null = null;
 
-  /** @internal Somebody waits for what is under way, which keeps the program going. */
+  /** @ignore Somebody waits for what is under way, which keeps the program going. */
   _hold(): void {
     this.#released?.ref?.();
     this.#released = null;
   }
 
-  /** @internal Nobody does any more, and the program may end. */
+  /** @ignore Nobody does any more, and the program may end. */
   _release(): void {
     this.#released = this._underWay;
     this.#released?.unref?.();
   }
 
-  /** @internal To be called when it may have become ready for `event`. */
+  /** @ignore To be called when it may have become ready for `event`. */
   _signal(event: number): void {
     const key = event === EVENT_READ ? this._readKey : this._writeKey;
     if (key) key.selector!._signalled(key);
@@ -183,7 +183,7 @@ class Key implements SelectorKey {
  * ```
  */
 export class DefaultSelector implements Selector {
-  /** @internal Whether it has been closed, and watches nothing any more. */
+  /** @ignore Whether it has been closed, and watches nothing any more. */
   _closed = false;
   /** Keys that may be ready, linked: those that signalled, and those that were ready when last looked at. */
   #first: Key | null = null;
@@ -354,7 +354,7 @@ export class DefaultSelector implements Selector {
     return 0;
   }
 
-  /** @internal `key` may be ready. */
+  /** @ignore `key` may be ready. */
   _signalled(key: Key): void {
     if (this._closed) return;
     if (!key.queued) {
@@ -537,19 +537,19 @@ export class Socket extends Pollable implements SocketLike {
     return this.#isClosed;
   }
 
-  /** @internal */
+  /** @ignore */
   _ready(event: number): boolean {
     if (this.#isClosed) return true;
     if (event === EVENT_READ) return this.#to > this.#from || this.#eof || this.#readError !== null;
     return this.#waitingLength < SEND_MAX || this.#writeError !== null;
   }
 
-  /** @internal */
+  /** @ignore */
   _arm(event: number): void {
     if (event === EVENT_READ && !this.#reading) this.#read();
   }
 
-  /** @internal */
+  /** @ignore */
   override get _underWay(): Connection | null {
     return this.#reading && !this.#isClosed ? this.#conn : null;
   }
@@ -951,7 +951,7 @@ export class Socket extends Pollable implements SocketLike {
     closeQuietly(this.#conn);
   }
 
-  /** @internal Takes the connection out, for `startTls`, when all that was sent has left; that closes the socket. */
+  /** @ignore Takes the connection out, for `startTls`, when all that was sent has left; that closes the socket. */
   *_surrender(): Coroutine<Connection> {
     const what = "start TLS on";
     if (this.#conn.handshake) throw new TypeError(`Cannot ${what} ${this}: it has TLS already`);
@@ -1022,19 +1022,19 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
     return this.#isClosed;
   }
 
-  /** @internal */
+  /** @ignore */
   _ready(event: number): boolean {
     return this.#isClosed || (event === EVENT_READ && (this.#accepted !== null || this.#error !== null));
   }
 
-  /** @internal */
+  /** @ignore */
   _arm(event: number): void {
     if (event !== EVENT_READ || this.#accepting) return;
     this.#accepting = true;
     this.#listener.accept().then((conn) => this.#onAccept(conn), (error) => this.#onAcceptError(error));
   }
 
-  /** @internal */
+  /** @ignore */
   override get _underWay(): ConnectionListener<A> | null {
     return this.#accepting ? this.#listener : null;
   }
@@ -1152,13 +1152,13 @@ export class DatagramSocket extends Pollable implements DatagramLike {
     return this.#isClosed;
   }
 
-  /** @internal */
+  /** @ignore */
   _ready(event: number): boolean {
     if (this.#isClosed) return true;
     return event === EVENT_READ ? this.#received !== null || this.#receiveError !== null : this.#leaving === null;
   }
 
-  /** @internal */
+  /** @ignore */
   _arm(event: number): void {
     if (event !== EVENT_READ || this.#receiving) return;
     this.#receiving = true;
@@ -1168,7 +1168,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
     );
   }
 
-  /** @internal */
+  /** @ignore */
   override get _underWay(): DatagramConnection | null {
     return this.#receiving ? this.#conn : null;
   }

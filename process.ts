@@ -351,7 +351,7 @@ export class WorkerPool {
     return this._run(makeJob(work, args, options));
   }
 
-  /** @internal */
+  /** @ignore */
   *_run(job: Job): Coroutine<unknown> {
     this.#checkOpen();
     const { loop } = currentTask();

@@ -148,7 +148,7 @@ export class TaskGroup {
   readonly #empty = new ParkingLot("the tasks of its group");
   #errors = new Set<unknown>();
 
-  /** Made by {@linkcode taskGroup}. @internal */
+  /** @ignore Made by {@linkcode taskGroup}. */
   constructor(scope: CancelScope, owner: Task) {
     this.#scope = scope;
     this.#owner = owner;
@@ -275,7 +275,7 @@ export class TaskGroup {
     for (const error of this.#errors) this.#owner.loop._report(error, this.#owner);
   }
 
-  /** The block: the body, then the wait for every task. @internal */
+  /** @ignore The block: the body, then the wait for every task. */
   *_run<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T | undefined> {
     let returned: { value: T } | null = null;
     let cancelled: Cancelled | null = null;
@@ -304,7 +304,7 @@ export class TaskGroup {
     return returned!.value;
   }
 
-  /** Throws what went wrong; not in the block, as it is not in the wake of the cancellation that it has caused. @internal */
+  /** @ignore Throws what went wrong; not in the block, as it is not in the wake of the cancellation that it has caused. */
   _raise(): void {
     const errors = [...this.#errors];
     if (errors.length === 1) throw errors[0];

@@ -58,6 +58,13 @@ Deno.test("mod.ts exports these types", needs({ read: true, run: true }), async 
   assertEquals(symbols.map(({ name }) => name).filter((name) => !(name in mod)).sort(), words(TYPES));
 });
 
+Deno.test("the docs show nothing that is for the modules here only", needs({ read: true, run: true }), async () => {
+  const args = ["doc", "mod.ts", "loop.ts"];
+  const { stdout } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env: { NO_COLOR: "1" } }).output();
+  const shown = new TextDecoder().decode(stdout).match(/^( +.*?\b_[a-z]\w*[(:]|function (check[A-Z]|hush|kind)).*/gm);
+  assertEquals(shown, null);
+});
+
 Deno.test("every root module and every example is an entry point of the package", needs({ read: true }), () => {
   const expected = Object.fromEntries(
     [...modulesIn("./"), ...modulesIn("./examples/")].map((path) => [path.slice(0, -".ts".length), path]),
