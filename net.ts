@@ -99,7 +99,7 @@ interface Holder {
 }
 
 /** What {@linkcode DefaultSelector} can watch: it says whether it is ready, can be armed, and signals a change. */
-export abstract class Pollable implements Selectable {
+export abstract class Pollable implements Selectable, Disposable {
   /** A number no other socket of this program has. */
   readonly id: number = nextId++;
   /** @ignore Who watches the read side, and the write side. */
@@ -107,18 +107,41 @@ export abstract class Pollable implements Selectable {
   /** @ignore */
   _writeKey: Key | null = null;
 
-  /** @ignore Whether it is ready for `event` now. */
+  /** @ignore Whether it, being open, is ready for `event` now. */
   abstract _ready(event: number): boolean;
   /** @ignore Starts whatever makes it ready for `event`. */
   abstract _arm(event: number): void;
-  /** Whether it has been closed. */
-  abstract readonly closed: boolean;
+  /** Closes it. Whoever waits on it gets {@linkcode ClosedError}. Closing twice is fine. */
+  abstract close(): void;
 
   /** @ignore What a read or accept is under way on; null if none is. */
   get _underWay(): Holder | null {
     return null;
   }
   #released: Holder | null = null;
+  #closed = false;
+
+  /** Whether it has been closed. */
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  /** `close()`, for `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** @ignore From here on nobody can use it, and whoever waits is told so. */
+  _shut(): void {
+    this.#closed = true;
+    this._signal(EVENT_READ);
+    this._signal(EVENT_WRITE);
+  }
+
+  /** @ignore Throws if it is closed. */
+  _check(what: string): void {
+    if (this.#closed) throw new ClosedError(`Cannot ${what} ${this}: it is closed`);
+  }
 
   /** @ignore Somebody waits for what is under way, which keeps the program going. */
   _hold(): void {
@@ -349,7 +372,7 @@ export class DefaultSelector implements Selector {
 
   #look(key: Key, event: number): number {
     if (!(key.events & event)) return 0;
-    if (key.fileobj._ready(event)) return event;
+    if (key.fileobj.closed || key.fileobj._ready(event)) return event;
     key.fileobj._arm(event);
     return 0;
   }
@@ -479,7 +502,6 @@ let scrap: Uint8Array | null = null;
  */
 export class Socket extends Pollable implements SocketLike {
   readonly #conn: Connection;
-  #isClosed = false;
   /** Whether a task is in `sockSendall`: set by the loop. */
   sending = false;
 
@@ -532,14 +554,9 @@ export class Socket extends Pollable implements SocketLike {
   get remoteAddr(): Addr {
     return this.#conn.remoteAddr;
   }
-  /** Whether it has been closed. */
-  get closed(): boolean {
-    return this.#isClosed;
-  }
 
   /** @ignore */
   _ready(event: number): boolean {
-    if (this.#isClosed) return true;
     if (event === EVENT_READ) return this.#to > this.#from || this.#eof || this.#readError !== null;
     return this.#waitingLength < SEND_MAX || this.#writeError !== null;
   }
@@ -551,11 +568,7 @@ export class Socket extends Pollable implements SocketLike {
 
   /** @ignore */
   override get _underWay(): Connection | null {
-    return this.#reading && !this.#isClosed ? this.#conn : null;
-  }
-
-  #check(what: string): void {
-    if (this.#isClosed) throw new ClosedError(`Cannot ${what} ${this}: it is closed`);
+    return this.#reading && !this.closed ? this.#conn : null;
   }
 
   // ---- Reading ----------------------
@@ -569,7 +582,7 @@ export class Socket extends Pollable implements SocketLike {
    * @throws {ClosedError} If the socket is closed.
    */
   recv(maxBytes: number): Uint8Array<ArrayBuffer> {
-    this.#check("recv on");
+    this._check("recv on");
     checkMaxBytes(maxBytes);
     const from = this.#from;
     if (this.#to === from) return this.#nothing();
@@ -586,7 +599,7 @@ export class Socket extends Pollable implements SocketLike {
    * @throws {ClosedError} If the socket is closed.
    */
   recvInto(buffer: Uint8Array): number {
-    this.#check("recv on");
+    this._check("recv on");
     checkBytes("recv into", buffer);
     if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
     if (this.#to === this.#from) return this.#nothing().length;
@@ -649,11 +662,11 @@ export class Socket extends Pollable implements SocketLike {
       // The system tells of a reset once: a write would seem to go well.
       if (isReset(result)) this.#writeError ??= result;
       this.#forgetInput();
-    } else if (!this.#isClosed) {
+    } else if (!this.closed) {
       this.#to += result;
       this.#adapt(result);
     }
-    if (this.#isClosed) this.#leaveLater(typeof result === "number" ? result : 0);
+    if (this.closed) this.#leaveLater(typeof result === "number" ? result : 0);
     else this._signal(EVENT_READ);
   }
 
@@ -686,7 +699,7 @@ export class Socket extends Pollable implements SocketLike {
    * @throws {Deno.errors.BrokenPipe} After `closeWrite`, or if the peer is gone.
    */
   send(data: Uint8Array): number {
-    this.#check("send on");
+    this._check("send on");
     checkBytes("send", data);
     if (this.#writeError !== null) throw this.#writeError;
     if (this.#writeEnded) throw new Deno.errors.BrokenPipe(`Cannot send on ${this}: its write side was closed`);
@@ -744,7 +757,7 @@ export class Socket extends Pollable implements SocketLike {
     }
     if (this.#waiting) this.#write();
     else this.#wakeFlushed();
-    if (this.#isClosed) this.#leave();
+    if (this.closed) this.#leave();
     else this._signal(EVENT_WRITE);
   }
 
@@ -762,7 +775,7 @@ export class Socket extends Pollable implements SocketLike {
   /** Waits until nothing that was sent is still here. */
   *#flush(what: string): Coroutine<void> {
     while (true) {
-      this.#check(what);
+      this._check(what);
       if (this.sending) throw new BusyError(`Cannot ${what} ${this}: another task is still sending on it`);
       if (this.#writeError !== null) throw this.#writeError;
       if (this.#leaving === null) return;
@@ -801,7 +814,7 @@ export class Socket extends Pollable implements SocketLike {
 
   /** Deno refuses settings while a write is under way, so they wait for its end. */
   #set(setting: () => void): void {
-    this.#check("set an option of");
+    this._check("set an option of");
     if (this.#leaving === null) setting();
     else (this.#settings ??= []).push(setting);
   }
@@ -824,7 +837,7 @@ export class Socket extends Pollable implements SocketLike {
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
   *handshake(): Coroutine<TlsHandshakeInfo> {
-    this.#check("shake hands on");
+    this._check("shake hands on");
     if (!this.#conn.handshake) return { alpnProtocol: null };
     const { alpnProtocol } = yield* this.#until("shake hands on", () => this.#conn.handshake!());
     return { alpnProtocol: alpnProtocol ?? null };
@@ -838,7 +851,7 @@ export class Socket extends Pollable implements SocketLike {
     try {
       return yield* until(() => Promise.race([begin(), this.#untilClosed()]));
     } catch (error) {
-      if (!(error instanceof Cancelled)) this.#check(what);
+      if (!(error instanceof Cancelled)) this._check(what);
       throw error;
     }
   }
@@ -861,9 +874,9 @@ export class Socket extends Pollable implements SocketLike {
    * {@linkcode closeWrite}, and closes when the peer has ended its own side.) Closing twice is fine.
    */
   close(): void {
-    if (this.#isClosed) return;
+    if (this.closed) return;
     const unread = this.#to > this.#from;
-    this.#shut();
+    this._shut();
     if (this.#leavingTo === 0 && !this.#writeEnded) return this.#end(); // Nothing was ever sent, not even an end.
     if (this.#leaving === null && !unread) return this.#endIfSilent();
     this.#linger = setTimeout(() => this.#end(), LINGER);
@@ -876,24 +889,17 @@ export class Socket extends Pollable implements SocketLike {
    * taken.)
    */
   abort(): void {
-    if (!this.#isClosed) this.#shut();
+    if (!this.closed) this._shut();
     this.#forgetOutput();
     this.#end();
   }
 
-  /** `close()`, for `using`. */
-  [Symbol.dispose](): void {
-    this.close();
-  }
-
-  /** From here on nobody can use it, and whoever waits is told so. */
-  #shut(): void {
-    this.#isClosed = true;
+  /** @ignore */
+  override _shut(): void {
+    super._shut();
     this.#forgetInput();
     this.#wakeFlushed();
     this.#closing?.reject(null); // What is thrown is up to who waits.
-    this._signal(EVENT_READ);
-    this._signal(EVENT_WRITE);
   }
 
   /**
@@ -967,7 +973,7 @@ export class Socket extends Pollable implements SocketLike {
       throw new BusyError(`Cannot ${what} ${this}: ${this.#to - this.#from} bytes have arrived and were not read`);
     }
     if (this.#readError !== null) throw this.#readError;
-    this.#shut();
+    this._shut();
     return this.#conn;
   }
 }
@@ -1005,7 +1011,6 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   #accepting = false;
   #accepted: Connection | null = null;
   #error: unknown = null;
-  #isClosed = false;
 
   /** Makes a listener over `listener`, which is its own from now on. */
   constructor(listener: ConnectionListener<A>) {
@@ -1017,14 +1022,10 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   get addr(): A {
     return this.#listener.addr;
   }
-  /** Whether it has been closed. */
-  get closed(): boolean {
-    return this.#isClosed;
-  }
 
   /** @ignore */
   _ready(event: number): boolean {
-    return this.#isClosed || (event === EVENT_READ && (this.#accepted !== null || this.#error !== null));
+    return event === EVENT_READ && (this.#accepted !== null || this.#error !== null);
   }
 
   /** @ignore */
@@ -1041,14 +1042,14 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
 
   #onAccept(conn: Connection): void {
     this.#accepting = false;
-    if (this.#isClosed) return closeQuietly(conn);
+    if (this.closed) return closeQuietly(conn);
     this.#accepted = conn;
     this._signal(EVENT_READ);
   }
 
   #onAcceptError(error: unknown): void {
     this.#accepting = false;
-    if (this.#isClosed) return;
+    if (this.closed) return;
     // A client that was gone before it was accepted is no fault of the listener's: the next look arms it again.
     const gone = error instanceof Deno.errors.NotConnected || error instanceof Deno.errors.ConnectionAborted ||
       error instanceof Deno.errors.ConnectionReset;
@@ -1066,7 +1067,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
    * @throws {ClosedError} If the listener is closed.
    */
   accept(): [Socket, A] {
-    if (this.#isClosed) throw new ClosedError(`Cannot accept from ${this}: it is closed`);
+    this._check("accept from");
     const error = this.#error;
     this.#error = null;
     if (error !== null) throw error;
@@ -1081,18 +1082,11 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
    * of Deno's event loop. Closing twice is fine.
    */
   close(): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
+    if (this.closed) return;
+    this._shut();
     if (this.#accepted) closeQuietly(this.#accepted);
     this.#accepted = null;
-    this._signal(EVENT_READ);
-    this._signal(EVENT_WRITE);
     closeQuietly(this.#listener);
-  }
-
-  /** `close()`, for `using`. */
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 
@@ -1122,7 +1116,6 @@ export interface DatagramConnection {
  */
 export class DatagramSocket extends Pollable implements DatagramLike {
   readonly #conn: DatagramConnection;
-  #isClosed = false;
   /** Whether a task is in `sockSendto`: set by the loop. */
   sending = false;
   #buffer: Uint8Array | null = null;
@@ -1147,14 +1140,9 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   override toString(): string {
     return `datagram socket ${this.id}`;
   }
-  /** Whether it has been closed. */
-  get closed(): boolean {
-    return this.#isClosed;
-  }
 
   /** @ignore */
   _ready(event: number): boolean {
-    if (this.#isClosed) return true;
     return event === EVENT_READ ? this.#received !== null || this.#receiveError !== null : this.#leaving === null;
   }
 
@@ -1175,7 +1163,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
 
   #onReceived(received: [Uint8Array, Addr] | null, error: unknown): void {
     this.#receiving = false;
-    if (this.#isClosed) return;
+    if (this.closed) return;
     this.#received = received;
     this.#receiveError = error;
     this._signal(EVENT_READ);
@@ -1189,7 +1177,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
    * @throws {ClosedError} If the socket is closed.
    */
   recvfrom(maxBytes: number): [Uint8Array, Addr] {
-    if (this.#isClosed) throw new ClosedError(`Cannot recv on ${this}: it is closed`);
+    this._check("recv on");
     checkMaxBytes(maxBytes);
     const error = this.#receiveError;
     this.#receiveError = null;
@@ -1210,7 +1198,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
    * @throws {ClosedError} If the socket is closed.
    */
   sendto(data: Uint8Array, addr: Addr): number {
-    if (this.#isClosed) throw new ClosedError(`Cannot send on ${this}: it is closed`);
+    this._check("send on");
     checkBytes("send", data);
     checkReceiver(addr, this.addr);
     if (data.length > DATAGRAM_MAX) {
@@ -1242,7 +1230,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
    * @throws {ClosedError} If the socket is closed.
    */
   sent(): number {
-    if (this.#isClosed) throw new ClosedError(`Cannot send on ${this}: it is closed`);
+    this._check("send on");
     if (this.#leaving) throw new WouldBlock(`Cannot tell what ${this} has sent: it is still sending`);
     if (this.#sendError !== null) throw this.#sendError;
     return this.#sent;
@@ -1250,17 +1238,10 @@ export class DatagramSocket extends Pollable implements DatagramLike {
 
   /** Closes the socket. Whoever waits on it gets {@linkcode ClosedError}. Closing twice is fine. */
   close(): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
+    if (this.closed) return;
+    this._shut();
     this.#received = null;
-    this._signal(EVENT_READ);
-    this._signal(EVENT_WRITE);
     closeQuietly(this.#conn);
-  }
-
-  /** `close()`, for `using`. */
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 

@@ -360,12 +360,12 @@ Deno.test("N7 a message takes one read, one write, a wait for each and two regis
 class Watched extends Pollable {
   looks = 0;
   isReady = false;
-  readonly closed = false;
   _ready(): boolean {
     this.looks++;
     return this.isReady;
   }
   _arm(): void {}
+  close(): void {}
 }
 
 Deno.test("N7 the selector looks only at what has news, however many idle sockets it watches", () => {
