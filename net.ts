@@ -80,9 +80,9 @@ const LINGER = 10_000;
  * How much a closed socket goes on to read and drop once its own bytes have left: most of what a peer may send before it
  * reads our answer, and not all of what one sends that never will.
  */
-const LEAVE_MAX = 1 << 24;
+const LINGER_MAX = 1 << 24;
 /** After so many reads of what nobody will look at, a closed socket lets others go first. */
-const LEAVE_READS = 8;
+const LINGER_READS = 8;
 
 // -------------------------------------
 // The selector
@@ -516,9 +516,9 @@ export class Socket extends Pollable implements SocketLike {
   #slabSize = READ_MIN;
   #reading = false;
   /** How many bytes the last read has brought. */
-  #last = 0;
+  #lastRead = 0;
   /** How many reads in a row were nearly empty. */
-  #small = 0;
+  #smallReads = 0;
   #eof = false;
   #readError: unknown = null;
 
@@ -534,11 +534,11 @@ export class Socket extends Pollable implements SocketLike {
   /** Rejects when it is closed; for whoever waits in `#until`. */
   #closing: PromiseWithResolvers<never> | null = null;
   #settings: (() => void)[] | null = null;
-  #linger: ReturnType<typeof setTimeout> | undefined;
-  #pause: ReturnType<typeof setImmediate> | undefined;
+  #lingerTimer: ReturnType<typeof setTimeout> | undefined;
+  #lingerPause: ReturnType<typeof setImmediate> | undefined;
   /** Since it was closed: how many reads have brought something, and how many bytes came after all of ours had left. */
-  #leaveReads = 0;
-  #dropped = 0;
+  #lingerReads = 0;
+  #lingerBytes = 0;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
   constructor(conn: Connection) {
@@ -636,7 +636,7 @@ export class Socket extends Pollable implements SocketLike {
    */
   #read(): void {
     const rest = this.#slab.byteLength - this.#to;
-    const full = this.#to > 0 && rest <= Math.max(this.#last, this.#readSize >> 2);
+    const full = this.#to > 0 && rest <= Math.max(this.#lastRead, this.#readSize >> 2);
     // Who fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
     if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
     this.#slabSize = Math.max(this.#slabSize, this.#readSize);
@@ -666,21 +666,21 @@ export class Socket extends Pollable implements SocketLike {
       this.#to += result;
       this.#adapt(result);
     }
-    if (this.closed) this.#leaveLater(typeof result === "number" ? result : 0);
+    if (this.closed) this.#onLingerRead(typeof result === "number" ? result : 0);
     else this._signal(EVENT_READ);
   }
 
   /** A read that was filled makes the next one larger; several in a row that were nearly empty make it smaller. */
   #adapt(n: number): void {
-    this.#last = n;
+    this.#lastRead = n;
     if (n < this.#readSize >> 4) {
-      if (++this.#small < SMALL_READS) return;
+      if (++this.#smallReads < SMALL_READS) return;
       this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
       this.#slabSize = this.#readSize;
     } else if (this.#to === this.#slab.byteLength) {
       this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
     }
-    this.#small = 0;
+    this.#smallReads = 0;
   }
 
   #forgetInput(): void {
@@ -757,7 +757,7 @@ export class Socket extends Pollable implements SocketLike {
     }
     if (this.#waiting) this.#write();
     else this.#wakeFlushed();
-    if (this.closed) this.#leave();
+    if (this.closed) this.#linger();
     else this._signal(EVENT_WRITE);
   }
 
@@ -879,8 +879,8 @@ export class Socket extends Pollable implements SocketLike {
     this._shut();
     if (this.#leavingTo === 0 && !this.#writeEnded) return this.#end(); // Nothing was ever sent, not even an end.
     if (this.#leaving === null && !unread) return this.#endIfSilent();
-    this.#linger = setTimeout(() => this.#end(), LINGER);
-    this.#leave();
+    this.#lingerTimer = setTimeout(() => this.#end(), LINGER);
+    this.#linger();
   }
 
   /**
@@ -910,7 +910,7 @@ export class Socket extends Pollable implements SocketLike {
    * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer, one
    * that sends on and on when it has sent 16 MiB more.
    */
-  #leave(): void {
+  #linger(): void {
     const broken = this.#readError !== null || this.#writeError !== null;
     if (broken || (this.#eof && this.#leaving === null)) return this.#end();
     if (!this.#eof && !this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
@@ -929,8 +929,8 @@ export class Socket extends Pollable implements SocketLike {
     if (!this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
     setImmediate(() => {
       if (this.#eof) return; // It has ended meanwhile.
-      if (this.#leaveReads === 0) this.#end();
-      else this.#linger = setTimeout(() => this.#end(), LINGER);
+      if (this.#lingerReads === 0) this.#end();
+      else this.#lingerTimer = setTimeout(() => this.#end(), LINGER);
     });
   }
 
@@ -939,20 +939,20 @@ export class Socket extends Pollable implements SocketLike {
    * again and again, nothing else would ever run, the linger timer included. So now and then there is a pause of one turn of
    * Deno's, which counts as a part of the read.
    */
-  #leaveLater(n: number): void {
-    if (this.#leaving === null && (this.#dropped += n) > LEAVE_MAX) return this.#end();
+  #onLingerRead(n: number): void {
+    if (this.#leaving === null && (this.#lingerBytes += n) > LINGER_MAX) return this.#end();
     const ended = this.#eof || this.#readError !== null;
-    if (ended || ++this.#leaveReads % LEAVE_READS !== 0) return this.#leave();
+    if (ended || ++this.#lingerReads % LINGER_READS !== 0) return this.#linger();
     this.#reading = true;
-    this.#pause = setImmediate(() => {
+    this.#lingerPause = setImmediate(() => {
       this.#reading = false;
-      this.#leave();
+      this.#linger();
     });
   }
 
   #end(): void {
-    clearTimeout(this.#linger);
-    clearImmediate(this.#pause);
+    clearTimeout(this.#lingerTimer);
+    clearImmediate(this.#lingerPause);
     this.#eof = true; // What a read under way may still bring starts no other.
     closeQuietly(this.#conn);
   }
