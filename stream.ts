@@ -708,22 +708,20 @@ class Server<S extends StreamSocket, A extends Addr> {
    */
   *run(): Coroutine<void> {
     const loop = runningLoop();
-    yield* cancelScope((outside) => cancelScope((handlers) => this.#serve(loop, outside, handlers), { shield: true }));
+    yield* cancelScope(
+      (outside) => cancelScope((handlers) => this.#serve(loop, outside, handlers), { shield: true }),
+      { signal: this.#options.signal },
+    );
     yield* checkpoint(); // If this task was cancelled, it hears of it here.
   }
 
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
-    const { signal } = this.#options;
     let acceptor: Task<void> | undefined;
-    const stop = () => acceptor?.cancel(signal?.reason);
-    signal?.addEventListener("abort", stop);
     try {
       if (!this.#listener.closed) this.#listening(loop);
       acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
-      if (signal?.aborted) stop();
       yield* untilAskedToEnd(acceptor);
     } finally {
-      signal?.removeEventListener("abort", stop);
       // On a BusyError it is somebody else's who accepts from it.
       if (!(acceptor?.error instanceof BusyError)) this.#listener.close();
       yield* this.#drain(handlers);
