@@ -42,17 +42,7 @@ import {
   until,
   writeWait,
 } from "../mod.ts";
-import { FakeSocket, platformTurn, simulate, type Simulation, simulation } from "./world.ts";
-
-/** What `body` throws. */
-function* thrownBy(body: () => Coroutine<unknown>): Coroutine<any> {
-  try {
-    yield* body();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("Expected it to throw");
-}
+import { FakeSocket, platformTurn, simulate, type Simulation, simulation, thrownBy } from "./world.ts";
 
 /** Runs `coro` as a task up to its first wait, cancels it, and waits for its end. */
 function* cancelledTask<T>(coro: Coroutine<T>, reason?: unknown): Coroutine<Task<T>> {

@@ -8,10 +8,11 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { Crowd, doorTo, random } from "./hostile.ts";
+import { Crowd, doorTo } from "./hostile.ts";
 import { type Report, report, startMeasured } from "./measured_server.ts";
 import { needs } from "./permissions.ts";
 import type { Server } from "./server_process.ts";
+import { random } from "./world.ts";
 
 const SEED = 20160217;
 const TENTHS = 10;

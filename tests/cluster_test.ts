@@ -7,7 +7,7 @@
 
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { needs } from "./permissions.ts";
-import { Client, example, noise, run, Server } from "./server_process.ts";
+import { Client, example, noise, run, sendSource, Server } from "./server_process.ts";
 
 const WANTED = { net: true, run: true, read: true } as const;
 const CLUSTER = ["--unstable-net", "--allow-read", example("echo_cluster")];
@@ -132,11 +132,4 @@ async function untilRefused(port: number): Promise<void> {
     }
   }
   throw new Error("The workers go on accepting");
-}
-
-/** Serves the files of this project as a plain file server would. */
-async function sendSource(request: Request): Promise<Response> {
-  const path = new URL(request.url).pathname;
-  const text = await Deno.readTextFile(new URL(`..${path}`, import.meta.url));
-  return new Response(text, { headers: { "content-type": "application/typescript" } });
 }

@@ -6,9 +6,8 @@
  */
 
 import { assert, assertEquals } from "@std/assert";
-import { connect as nodeConnect } from "node:net";
 import { needs } from "./permissions.ts";
-import { Client, example, noise, Server } from "./server_process.ts";
+import { Client, example, noise, resetWhileOpen, Server } from "./server_process.ts";
 
 const CLIENTS = 1000;
 const MESSAGES = 20;
@@ -155,15 +154,6 @@ async function flood(client: Client, most: number): Promise<number> {
     assert(error instanceof Error && !(error instanceof TypeError), String(error));
   }
   return sent;
-}
-
-/** Says something, and resets the connection when the answer comes. */
-async function resetWhileOpen(port: number): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const socket = nodeConnect(port, "127.0.0.1", () => socket.write("hello"));
-    socket.on("data", () => socket.resetAndDestroy());
-    socket.on("close", () => resolve());
-  });
 }
 
 /** Sends one byte, waits until it has come back, sends the next. */

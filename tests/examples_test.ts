@@ -8,7 +8,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { connect as nodeConnect } from "node:net";
 import { hasProgram, needs, needsPrograms } from "./permissions.ts";
-import { Client, example, noise, run, Server } from "./server_process.ts";
+import { Client, example, noise, resetWhileOpen, run, sendSource, Server } from "./server_process.ts";
 
 /** The servers that serve many clients at once. */
 const CONCURRENT = ["echo", "echo_stream", "trace", "echo_async", "echo_select", "echo_thread"];
@@ -212,13 +212,6 @@ Deno.test("a host that does not resolve is a clear error, and ends a program wit
   }
 });
 
-/** Serves the files of this project as a plain file server would. */
-async function sendSource(request: Request): Promise<Response> {
-  const path = new URL(request.url).pathname;
-  const text = await Deno.readTextFile(new URL(`..${path}`, import.meta.url));
-  return new Response(text, { headers: { "content-type": "application/typescript" } });
-}
-
 /** Has a program nobody here wrote type a line, read its answer and end its side. */
 async function drive(name: string, program: string, args: (port: number) => string[]): Promise<void> {
   assert(hasProgram(program));
@@ -239,15 +232,6 @@ async function drive(name: string, program: string, args: (port: number) => stri
   assertEquals((await reader.read()).done, true);
   assertEquals((await child.status).code, 0);
   await server.untilCount("connection closed", 1);
-}
-
-/** Says something, and resets the connection when the answer comes. */
-async function resetWhileOpen(port: number): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const socket = nodeConnect(port, "127.0.0.1", () => socket.write("hello"));
-    socket.on("data", () => socket.resetAndDestroy());
-    socket.on("close", () => resolve());
-  });
 }
 
 /** Stops the server, connects, resets, and lets it go on: it finds connections that are gone before it accepts them. */

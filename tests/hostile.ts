@@ -11,21 +11,10 @@ import { assert } from "@std/assert";
 import { connect as nodeConnect } from "node:net";
 import { sameBytes, tls } from "./net_transports.ts";
 import { noise } from "./server_process.ts";
+import { type Next, random } from "./world.ts";
 
 /** How long a crowd may take before the test has failed, in milliseconds. */
 const GIVE_UP = 20_000;
-
-/** A number from 0 up to, not with, `n`. */
-export type Next = (n: number) => number;
-
-/** Numbers that are the same ones for the same seed. */
-export function random(seed: number): Next {
-  let state = seed >>> 0;
-  return (n) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor(state / 2 ** 32 * n);
-  };
-}
 
 /** Where clients go. */
 export interface Door {

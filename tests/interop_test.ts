@@ -37,17 +37,7 @@ import {
   WouldBlock,
 } from "../mod.ts";
 import { needs } from "./permissions.ts";
-import { platformTurn, simulate, simulation } from "./world.ts";
-
-/** What `coro` throws. */
-function* caught(coro: Coroutine<unknown>): Coroutine<any> {
-  try {
-    yield* coro;
-  } catch (error) {
-    return error;
-  }
-  throw new Error("It did not throw");
-}
+import { platformTurn, simulate, simulation, thrownBy } from "./world.ts";
 
 // ---- From outside the loop -------------------------------------------------------------------------------------
 
@@ -264,17 +254,17 @@ Deno.test("K16 until: value, very rejection, already settled, a thenable, a func
     const oops = new Error("oops");
     assertEquals(yield* until(Promise.resolve(1)), 1);
     assertEquals(yield* until(platformTurn().then(() => 2)), 2);
-    assertStrictEquals(yield* caught(until(Promise.reject(oops))), oops);
-    assertStrictEquals(yield* caught(until(platformTurn().then(() => Promise.reject(oops)))), oops);
+    assertStrictEquals(yield* thrownBy(until(Promise.reject(oops))), oops);
+    assertStrictEquals(yield* thrownBy(until(platformTurn().then(() => Promise.reject(oops)))), oops);
     assertEquals(yield* until({ then: (resolve: (n: number) => void) => resolve(3) } as PromiseLike<number>), 3);
     assertEquals(yield* until((signal) => Promise.resolve(signal.aborted)), false);
     assertStrictEquals(
-      yield* caught(until(() => {
+      yield* thrownBy(until(() => {
         throw oops;
       })),
       oops,
     );
-    assertInstanceOf(yield* caught(until(5 as unknown as Promise<void>)), TypeError);
+    assertInstanceOf(yield* thrownBy(until(5 as unknown as Promise<void>)), TypeError);
   });
 });
 
@@ -379,7 +369,7 @@ Deno.test("K17 an op of one's own: typed, cancelled as any other, and built with
     assertEquals(yield* moveOnAfter(5, keypress("b")), undefined);
     assertFalse(waiting.has("b"));
 
-    const failing = loop.createTask(caught(keypress("c")));
+    const failing = loop.createTask(thrownBy(keypress("c")));
     yield* checkpoint();
     loop.fail(waiting.get("c")!, new Error("no such key"));
     assertEquals((yield* failing.join()).message, "no such key");
@@ -398,7 +388,7 @@ Deno.test("K17 an op that throws when it begins throws at its yield; one half ma
     function* broken(): Coroutine<void> {
       yield ["broken"];
     }
-    assertEquals((yield* caught(broken())).message, "out of order");
+    assertEquals((yield* thrownBy(broken())).message, "out of order");
     // @ts-expect-error: cancel is missing
     assertThrows(() => loop.addOp("half", { start() {} }), TypeError, "needs the functions start and cancel");
   });
@@ -451,7 +441,7 @@ Deno.test("a task local survives every kind of resume", async () => {
       assertEquals(id.get(), n);
       yield* moveOnAfter(1, sleep(100));
       assertEquals(id.get(), n);
-      yield* caught(until(Promise.reject(new Error("thrown"))));
+      yield* thrownBy(until(Promise.reject(new Error("thrown"))));
       assertEquals(id.get(), n);
       yield* taskGroup(function* (group) {
         const child = group.createTask((function* () {

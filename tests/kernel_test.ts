@@ -48,7 +48,7 @@ import {
   writeWait,
 } from "../mod.ts";
 import { runningLoopOrNull } from "../loop.ts";
-import { FakeSocket, platformTurn, simulate, type Simulation, simulation } from "./world.ts";
+import { FakeSocket, platformTurn, simulate, type Simulation, simulation, thrownBy } from "./world.ts";
 import { needs } from "./permissions.ts";
 
 function* value<T>(value: T): Coroutine<T> {
@@ -58,16 +58,6 @@ function* value<T>(value: T): Coroutine<T> {
 function* fails(error: unknown, ops = 0): Coroutine<never> {
   for (let i = 0; i < ops; i++) yield* checkpoint();
   throw error;
-}
-
-/** What `body` throws. */
-function* thrownBy(body: () => Coroutine<unknown>): Coroutine<any> {
-  try {
-    yield* body();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("Expected it to throw");
 }
 
 /** Counts its own steps in `log`. */

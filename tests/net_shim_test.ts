@@ -28,8 +28,8 @@ import {
   until,
   WouldBlock,
 } from "../mod.ts";
-import { bytes, text, thrownBy } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
+import { bytes, text, thrownBy } from "./world.ts";
 
 const ADDR: Addr = { transport: "tcp", hostname: "127.0.0.1", port: 1 };
 const KB = 1024;

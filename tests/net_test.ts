@@ -28,7 +28,6 @@ import {
 import {
   accept,
   battery,
-  bytes,
   connected,
   memory,
   numbers,
@@ -39,14 +38,13 @@ import {
   run,
   sameBytes,
   tcp,
-  text,
-  thrownBy,
   tls,
   tlsTransport,
   transports,
   unix,
 } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
+import { bytes, text, thrownBy } from "./world.ts";
 
 const MB = 1_000_000;
 const withListener = transports.filter((transport) => transport.open);

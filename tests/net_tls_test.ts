@@ -19,8 +19,9 @@ import {
   startTls,
   TimeoutError,
 } from "../mod.ts";
-import { bytes, readAll, readExactly, run, text, thrownBy, tls } from "./net_transports.ts";
+import { readAll, readExactly, run, tls } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
+import { bytes, text, thrownBy } from "./world.ts";
 
 const granted = needs({ net: true, read: true });
 const LOCAL = { hostname: "127.0.0.1", port: 0 };

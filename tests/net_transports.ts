@@ -196,17 +196,3 @@ export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
   return true;
 }
-
-/** What `coro` throws; it has to. */
-export function* thrownBy(coro: Coroutine<unknown>): Coroutine<unknown> {
-  try {
-    yield* coro;
-  } catch (error) {
-    return error;
-  }
-  throw new Error("Expected the coroutine to throw");
-}
-
-/** `text` in bytes, and back. */
-export const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
-export const text = (data: Uint8Array): string => new TextDecoder().decode(data);

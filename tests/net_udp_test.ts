@@ -19,8 +19,9 @@ import {
   sleep,
   WouldBlock,
 } from "../mod.ts";
-import { bytes, run, text, thrownBy } from "./net_transports.ts";
+import { run } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
+import { bytes, text, thrownBy } from "./world.ts";
 
 const flagged = "listenDatagram" in Deno;
 const granted = needs({ net: true });

@@ -2,19 +2,7 @@
  * tests/pieces.ts: a socket in memory that gives its bytes in the pieces a test chose, for a loop in a simulated world.
  */
 import { type Coroutine, EVENT_READ, EVENT_WRITE, type StreamSocket } from "../mod.ts";
-import { FakeSocket } from "./world.ts";
-
-const encoder = new TextEncoder();
-
-/** The bytes of a text. */
-export function bytes(text: string): Uint8Array {
-  return encoder.encode(text);
-}
-
-/** The text of some bytes. */
-export function text(data: Uint8Array): string {
-  return new TextDecoder().decode(data);
-}
+import { bytes, FakeSocket, text } from "./world.ts";
 
 /** Its peer is the test: it feeds pieces, ends or breaks the stream, and looks at what was written. */
 export class PieceSocket extends FakeSocket implements StreamSocket {

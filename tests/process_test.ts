@@ -23,7 +23,7 @@ import {
   WorkerPool,
 } from "../mod.ts";
 import { needs } from "./permissions.ts";
-import { platformTurn, simulation } from "./world.ts";
+import { platformTurn, simulation, thrownBy } from "./world.ts";
 
 const SIGNALS = needs({ run: true });
 
@@ -167,7 +167,7 @@ test("P2 closing a SignalQueue ends the waits; what has come can still be taken"
   using counter = new ListenerCounter();
   await run(function* (loop) {
     const signals = new SignalQueue("SIGUSR1");
-    const waiting = loop.createTask(failed(signals.get()));
+    const waiting = loop.createTask(thrownBy(signals.get()));
     yield* sleep(0);
     signals.close();
     signals.close();
@@ -178,7 +178,7 @@ test("P2 closing a SignalQueue ends the waits; what has come can still be taken"
     yield* untilHolds(() => other.size === 1);
     other.close();
     assertEquals(yield* other.get(), "SIGUSR1");
-    assert((yield* failed(other.get())) instanceof ClosedError);
+    assert((yield* thrownBy(other.get())) instanceof ClosedError);
   });
 });
 
@@ -227,7 +227,7 @@ test("P3 runInWorker calls what a module exports", needs({ read: true }), async 
     using pool = new WorkerPool(1);
     assertEquals(yield* pool.run<number>(url, [20]), 40);
     assertEquals(yield* pool.run<number>(url.href, [20], { exportName: "half" }), 10);
-    const error = yield* failed(pool.run(url, [], { exportName: "none" }));
+    const error = yield* thrownBy(pool.run(url, [], { exportName: "none" }));
     assert(error instanceof TypeError && /exports no function "none"/.test(error.message), String(error));
   });
 });
@@ -251,7 +251,7 @@ test("P3 the loop goes on while a worker computes", {}, async () => {
 test("P4 an error thrown in the worker arrives with its class, name, message, stack and cause", {}, async () => {
   await run(function* () {
     using pool = new WorkerPool(1);
-    const range = yield* failed(pool.run(function broken() {
+    const range = yield* thrownBy(pool.run(function broken() {
       throw new RangeError("too far", { cause: new TypeError("wrong turn") });
     }));
     assert(range instanceof RangeError);
@@ -259,7 +259,7 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
     assert(/broken/.test(range.stack!), range.stack);
     assert(range.cause instanceof TypeError);
     assertEquals(range.cause.message, "wrong turn");
-    const own = yield* failed(pool.run(() => {
+    const own = yield* thrownBy(pool.run(() => {
       class TaxError extends Error {
         override name = "TaxError";
       }
@@ -267,12 +267,14 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
     }));
     assert(own instanceof Error);
     assertEquals([own.name, own.message], ["TaxError", "too high"]);
-    assertEquals(yield* failed(pool.run(() => Promise.reject("a string"))), "a string");
+    assertEquals(yield* thrownBy(pool.run(() => Promise.reject("a string"))), "a string");
     for (const cause of ["why", { code: 5 }, null]) {
-      const because = yield* failed(pool.run((cause) => Promise.reject(new Error("for a reason", { cause })), [cause]));
+      const because = yield* thrownBy(
+        pool.run((cause) => Promise.reject(new Error("for a reason", { cause })), [cause]),
+      );
       assertEquals((because as Error).cause, cause);
     }
-    const unspeakable = yield* failed(pool.run(() => Promise.reject(new Error("no reason", { cause: () => {} }))));
+    const unspeakable = yield* thrownBy(pool.run(() => Promise.reject(new Error("no reason", { cause: () => {} }))));
     assertEquals([(unspeakable as Error).message, (unspeakable as Error).cause], ["no reason", undefined]);
     assertEquals([pool.idle, pool.busy], [1, 0]);
   });
@@ -280,7 +282,7 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
 
 test("P4 an AggregateError arrives with its errors", {}, async () => {
   await run(function* () {
-    const error = yield* failed(runInWorker(() => {
+    const error = yield* thrownBy(runInWorker(() => {
       const inner = new AggregateError([new TypeError("wrong turn"), "a string", () => {}], "inner");
       return Promise.any([Promise.reject(new RangeError("too far")), Promise.reject(inner)]);
     }));
@@ -290,7 +292,7 @@ test("P4 an AggregateError arrives with its errors", {}, async () => {
     assertEquals([inner.name, inner.message], ["AggregateError", "inner"]);
     assert(inner.errors[0] instanceof TypeError);
     assertEquals(inner.errors.slice(1), ["a string", undefined]); // A function cannot be copied.
-    const circle = yield* failed(runInWorker(() => {
+    const circle = yield* thrownBy(runInWorker(() => {
       const errors: Error[] = Array.from({ length: 40 }, (_, i) => new Error(`error ${i}`));
       const all = new AggregateError(errors, "all of them");
       for (const error of errors) error.cause = all;
@@ -298,7 +300,7 @@ test("P4 an AggregateError arrives with its errors", {}, async () => {
     }));
     assert(circle instanceof AggregateError && circle.errors.length === 40);
     assertEquals(circle.errors[39].cause.message, "all of them");
-    const broken = yield* failed(runInWorker(() => {
+    const broken = yield* thrownBy(runInWorker(() => {
       throw Object.defineProperty(new AggregateError([], "broken"), "errors", {
         get: () => {
           throw new Error("not to be looked at");
@@ -331,11 +333,11 @@ test("P3 what a function posts by itself is not taken for a result, in its run o
 test("P4 what cannot be copied is an error of the run, and the worker serves on", {}, async () => {
   await run(function* () {
     using pool = new WorkerPool(1);
-    const there = yield* failed(pool.run((_f: () => void) => 1, [() => {}]));
+    const there = yield* thrownBy(pool.run((_f: () => void) => 1, [() => {}]));
     assertEquals((there as Error).name, "DataCloneError");
-    const back = yield* failed(pool.run(() => () => {}));
+    const back = yield* thrownBy(pool.run(() => () => {}));
     assertEquals((back as Error).name, "DataCloneError");
-    const thrown = yield* failed(pool.run(() => {
+    const thrown = yield* thrownBy(pool.run(() => {
       throw () => {};
     }));
     assertEquals((thrown as Error).name, "DataCloneError");
@@ -347,9 +349,9 @@ test("P4 what cannot be copied is an error of the run, and the worker serves on"
 test("P4 a function that does not stand on its own is an error of the run", {}, async () => {
   const outside = 1;
   await run(function* () {
-    const closure = yield* failed(runInWorker(() => outside));
+    const closure = yield* thrownBy(runInWorker(() => outside));
     assert(closure instanceof ReferenceError, String(closure));
-    const method = yield* failed(runInWorker({ method() {} }.method));
+    const method = yield* thrownBy(runInWorker({ method() {} }.method));
     assert(method instanceof TypeError && /stand on its own/.test(method.message), String(method));
   });
 });
@@ -357,7 +359,7 @@ test("P4 a function that does not stand on its own is an error of the run", {}, 
 test("P4 an error nobody caught in the worker fails the run; the program and the pool live on", {}, async () => {
   await run(function* () {
     using pool = new WorkerPool(1);
-    const timer = yield* failed(pool.run(() => {
+    const timer = yield* thrownBy(pool.run(() => {
       setTimeout(() => {
         throw new RangeError("from a timer");
       });
@@ -365,12 +367,12 @@ test("P4 an error nobody caught in the worker fails the run; the program and the
     }));
     assert(timer instanceof RangeError);
     assertEquals(timer.message, "from a timer");
-    const promise = yield* failed(pool.run(() => {
+    const promise = yield* thrownBy(pool.run(() => {
       Promise.reject(new Error("from a promise"));
       return new Promise<void>(() => {});
     }));
     assertEquals((promise as Error).message, "from a promise");
-    const end = yield* failed(pool.run(() => Deno.exit(3)));
+    const end = yield* thrownBy(pool.run(() => Deno.exit(3)));
     assertEquals((end as Error).message, "Cannot get a result from the worker: it has ended, with code 3");
     assertEquals(pool.idle, 0);
     assertEquals(yield* pool.run(() => 1), 1);
@@ -432,7 +434,7 @@ test("P5 cancel ends the worker", {}, async () => {
     }, [gate]));
     yield* untilHolds(() => Atomics.load(gate, 0) > 0);
     task.cancel("enough");
-    const error = yield* failed(task.join());
+    const error = yield* thrownBy(task.join());
     assert(error instanceof TaskError && error.cause instanceof Cancelled);
     assertEquals(error.cause.reason, "enough");
     for (let last = -1; last !== Atomics.load(gate, 0);) {
@@ -531,15 +533,15 @@ test("P6 closing a pool ends what runs and what waits, with ClosedError", {}, as
   await run(function* (loop) {
     const pool = new WorkerPool(1);
     const gate = new Int32Array(new SharedArrayBuffer(8));
-    const running = loop.createTask(failed(pool.run(count, [gate])));
-    const waiting = loop.createTask(failed(pool.run(() => 1)));
+    const running = loop.createTask(thrownBy(pool.run(count, [gate])));
+    const waiting = loop.createTask(thrownBy(pool.run(() => 1)));
     yield* untilHolds(() => Atomics.load(gate, 0) > 0);
     pool.close();
     pool.close();
     Atomics.store(gate, 1, 1);
     assert((yield* running.join()) instanceof ClosedError);
     assert((yield* waiting.join()) instanceof ClosedError);
-    assert((yield* failed(pool.run(() => 1))) instanceof ClosedError);
+    assert((yield* thrownBy(pool.run(() => 1))) instanceof ClosedError);
     assertEquals([pool.idle, pool.busy], [0, 0]);
   });
 });
@@ -553,7 +555,7 @@ test("P6 a pool that is closed by an argument, as it is copied, ends that run to
         return 1;
       },
     };
-    assert((yield* failed(pool.run((x) => x, [argument]))) instanceof ClosedError);
+    assert((yield* thrownBy(pool.run((x) => x, [argument]))) instanceof ClosedError);
     assertEquals([pool.idle, pool.busy], [0, 0]);
     const other = new WorkerPool(1);
     const throws = {
@@ -562,7 +564,7 @@ test("P6 a pool that is closed by an argument, as it is copied, ends that run to
         throw new RangeError("and it throws");
       },
     };
-    assert((yield* failed(other.run((x) => x, [throws]))) instanceof RangeError);
+    assert((yield* thrownBy(other.run((x) => x, [throws]))) instanceof RangeError);
   });
 });
 
@@ -635,16 +637,6 @@ Deno.test("P6 a pool of no size, and work that cannot travel, are refused where 
 /** Counts in shared memory until it is told to stop. */
 function count(gate: Int32Array): void {
   while (Atomics.load(gate, 1) === 0) Atomics.add(gate, 0, 1);
-}
-
-/** The error that `coro` throws. */
-function* failed(coro: Coroutine<unknown>): Coroutine<unknown> {
-  try {
-    yield* coro;
-  } catch (error) {
-    return error;
-  }
-  throw new Error("Expected an error");
 }
 
 /** Counts the listeners for signals. */

@@ -7,7 +7,7 @@ import { chat } from "../examples/chat.ts";
 import { type Coroutine, type Loop, sleep, type Socket, socketPair, Stream } from "../mod.ts";
 import { needs, needsPrograms } from "./permissions.ts";
 import { example, noise, Server } from "./server_process.ts";
-import { simulate } from "./world.ts";
+import { random, simulate } from "./world.ts";
 
 const WANTED = { net: true, run: true, read: true, env: true } as const;
 
@@ -319,15 +319,6 @@ Deno.test(
     assertEquals(server.err.replace(/^.*(ConnectionReset|BrokenPipe).*\n/gm, ""), "");
   },
 );
-
-/** Numbers from 0 up to, not with, `n`; the same ones for the same seed. */
-function random(seed: number): (n: number) => number {
-  let state = seed >>> 0;
-  return (n) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor(state / 2 ** 32 * n);
-  };
-}
 
 async function readAll(conn: Deno.Conn): Promise<string> {
   const decoder = new TextDecoder();

@@ -34,7 +34,7 @@ import {
   TimeoutError,
   until,
 } from "../mod.ts";
-import { platformTurn, simulate, type Simulation, simulation } from "./world.ts";
+import { platformTurn, simulate, type Simulation, simulation, thrownBy } from "./world.ts";
 
 /** Sleeps, then returns `value`. */
 function* after<T>(ms: number, value: T): Coroutine<T> {
@@ -46,16 +46,6 @@ function* after<T>(ms: number, value: T): Coroutine<T> {
 function* failing(ms: number, error: unknown): Coroutine<never> {
   yield* sleep(ms);
   throw error;
-}
-
-/** What `coro` throws. */
-function* caught(coro: Coroutine<unknown>): Coroutine<any> {
-  try {
-    yield* coro;
-  } catch (error) {
-    return error;
-  }
-  throw new Error("It did not throw");
 }
 
 /** Sleeps for very long, and says so in `log` when it has cleaned up, which takes it `ms`. */
@@ -76,7 +66,7 @@ function timers(loop: Loop): number {
 
 Deno.test("T1 failAfter throws TimeoutError when the time is up, at that very time", async () => {
   await simulate(function* ({ loop }) {
-    const error = yield* caught(failAfter(100, sleep(1000)));
+    const error = yield* thrownBy(failAfter(100, sleep(1000)));
     assertInstanceOf(error, TimeoutError);
     assertEquals(error.message, "Timed out after 100 ms");
     assertEquals(loop.time(), 100);
@@ -95,7 +85,7 @@ Deno.test("T1 a coroutine that ends in time keeps its value, its error, and leav
     const oops = new Error("oops");
     assertEquals(yield* failAfter(100, after(10, 1)), 1);
     assertEquals(yield* moveOnAfter(100, after(10, 2)), 2);
-    assertStrictEquals(yield* caught(failAfter(100, failing(10, oops))), oops);
+    assertStrictEquals(yield* thrownBy(failAfter(100, failing(10, oops))), oops);
     assertEquals(timers(loop), 0);
     yield* sleep(1000); // nothing fires later
     assertEquals(loop.time(), 1030);
@@ -105,7 +95,7 @@ Deno.test("T1 a coroutine that ends in time keeps its value, its error, and leav
 Deno.test("T1 the scope that expired is the one that throws, of three", async () => {
   await simulate(function* () {
     const said: string[] = [];
-    const error = yield* caught(failAfter(
+    const error = yield* thrownBy(failAfter(
       300,
       (function* () {
         try {
@@ -124,7 +114,7 @@ Deno.test("T1 the scope that expired is the one that throws, of three", async ()
 Deno.test("T1 a TimeoutError that the body throws itself is no timeout of the block", async () => {
   await simulate(function* () {
     const own = new TimeoutError("my own");
-    assertStrictEquals(yield* caught(moveOnAfter(100, failing(1, own))), own);
+    assertStrictEquals(yield* thrownBy(moveOnAfter(100, failing(1, own))), own);
   });
 });
 
@@ -168,7 +158,7 @@ Deno.test("T2 the nearer deadline rules, and the outer block goes on", async () 
 Deno.test("T2 the outer deadline first: the inner block does not claim it", async () => {
   await simulate(function* ({ loop }) {
     let inner!: CancelScope;
-    const error = yield* caught(failAfter(
+    const error = yield* thrownBy(failAfter(
       100,
       cancelScope(function* (scope) {
         inner = scope;
@@ -411,7 +401,7 @@ for (const [name, family] of Object.entries(FAMILIES)) {
   Deno.test(`T5 ${name} inside a timeout is cancelled and awaited before the TimeoutError leaves`, async () => {
     await simulate(function* ({ loop }) {
       const log: string[] = [];
-      const error = yield* caught(failAfter(100, family([tidy(log, "quick"), tidy(log, "slow", 70)])));
+      const error = yield* thrownBy(failAfter(100, family([tidy(log, "quick"), tidy(log, "slow", 70)])));
       assertInstanceOf(error, TimeoutError);
       assertEquals(log, ["quick", "slow"]);
       assertEquals(loop.time(), 170);
@@ -423,7 +413,7 @@ for (const [name, family] of Object.entries(FAMILIES)) {
 Deno.test("T5 an error of a cleanup after the timeout is not lost behind it", async () => {
   await simulate(function* () {
     const oops = new Error("oops");
-    const error = yield* caught(failAfter(
+    const error = yield* thrownBy(failAfter(
       100,
       taskGroup(function* (group) {
         group.createTask((function* () {
@@ -550,7 +540,7 @@ Deno.test("G2 the first child error cancels body and siblings, they are awaited,
   await simulate(function* ({ loop }) {
     const oops = new Error("oops");
     const log: string[] = [];
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(tidy(log, "sibling", 30));
       group.createTask(failing(10, oops));
       yield* tidy(log, "body");
@@ -565,7 +555,7 @@ Deno.test("G2 siblings are told why: the reason of their Cancelled is the error"
   await simulate(function* () {
     const oops = new Error("oops");
     let reason: unknown;
-    yield* caught(taskGroup(function* (group) {
+    yield* thrownBy(taskGroup(function* (group) {
       group.createTask(failing(10, oops));
       try {
         yield* sleep(1000);
@@ -581,7 +571,7 @@ Deno.test("G2 siblings are told why: the reason of their Cancelled is the error"
 Deno.test("G2 more than one real error: AggregateError with all of them, in the order they came", async () => {
   await simulate(function* () {
     const errors = [1, 2, 3].map((n) => new Error(`error ${n}`));
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(failing(30, errors[2])); // cancelled, fails all the same
       for (const i of [2, 1]) {
         group.createTask((function* () {
@@ -603,7 +593,7 @@ Deno.test("G2 more than one real error: AggregateError with all of them, in the 
 
 Deno.test("G2 two children that fail in one turn are both reported", async () => {
   await simulate(function* () {
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(failing(10, "a"));
       group.createTask(failing(10, "b"));
     }));
@@ -615,7 +605,7 @@ Deno.test("G2 nested groups: an error goes up through each, once", async () => {
   await simulate(function* () {
     const oops = new Error("oops");
     const log: string[] = [];
-    const error = yield* caught(taskGroup(function* (outer) {
+    const error = yield* thrownBy(taskGroup(function* (outer) {
       outer.createTask(tidy(log, "uncle"));
       yield* taskGroup(function* (inner) {
         inner.createTask(tidy(log, "sibling"));
@@ -632,7 +622,7 @@ Deno.test("G2 a body that joins the failing child gets the error, and it is thro
   await simulate(function* () {
     const oops = new Error("oops");
     assertStrictEquals(
-      yield* caught(taskGroup(function* (group) {
+      yield* thrownBy(taskGroup(function* (group) {
         yield* group.createTask(failing(5, oops)).join();
       })),
       oops,
@@ -643,7 +633,7 @@ Deno.test("G2 a body that joins the failing child gets the error, and it is thro
 Deno.test("G2 a body that joins the failing child in a try is cancelled all the same", async () => {
   await simulate(function* () {
     const log: string[] = [];
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       const child = group.createTask(failing(5, "oops"));
       try {
         yield* child.join();
@@ -660,7 +650,7 @@ Deno.test("G2 a body that joins the failing child in a try is cancelled all the 
 Deno.test("G2 a child may fail with undefined, and it is still a failure", async () => {
   await simulate(function* () {
     assertInstanceOf(
-      yield* caught(taskGroup(function* (group) {
+      yield* thrownBy(taskGroup(function* (group) {
         group.createTask(failing(5, undefined));
       })),
       TaskError,
@@ -672,7 +662,7 @@ Deno.test("G3 a body error: the children are cancelled and awaited, and it is th
   await simulate(function* ({ loop }) {
     const oops = new Error("oops");
     const log: string[] = [];
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(tidy(log, "child", 30));
       yield* sleep(10);
       throw oops;
@@ -684,7 +674,7 @@ Deno.test("G3 a body error: the children are cancelled and awaited, and it is th
 
 Deno.test("G3 the body error comes first in the aggregate, and no Cancelled of the group is in it", async () => {
   await simulate(function* () {
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(tidy([], "quiet"));
       group.createTask(failing(10, "child"));
       try {
@@ -701,7 +691,7 @@ Deno.test("G3 the body error comes first in the aggregate, and no Cancelled of t
 Deno.test("G3 an error thrown while a cancellation from outside goes on is not replaced by it", async () => {
   await simulate(function* () {
     const value = yield* cancelScope(function* (scope) {
-      const error = yield* caught(taskGroup(function* (group) {
+      const error = yield* thrownBy(taskGroup(function* (group) {
         group.createTask((function* () {
           try {
             yield* sleep(1000);
@@ -739,7 +729,7 @@ Deno.test("G4 a child that was cancelled by hand ends quietly", async () => {
 
 Deno.test("G4 a body that joins a child cancelled by hand gets TaskError, not Cancelled", async () => {
   await simulate(function* () {
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       const child = group.createTask(sleep(1000));
       yield* checkpoint();
       child.cancel("by hand");
@@ -855,7 +845,7 @@ Deno.test("G5 createTask and start on a closed group throw, and the coroutine is
     });
     const coro = sleep(1);
     assertThrows(() => late.createTask(coro), Error, "Cannot create a task in this group: its block has ended");
-    const error = yield* caught(late.start(() => sleep(1)));
+    const error = yield* thrownBy(late.start(() => sleep(1)));
     assertEquals(error.message, "Cannot create a task in this group: its block has ended");
     yield* coro;
   });
@@ -877,10 +867,10 @@ Deno.test("N15 a promise that rejects before anybody waits for it is heard, thou
     assertThrows(() => group.createTask(rejecting()), Error, "its block has ended");
     assertThrows(() => loop.createTask(rejecting(), { scope: scope! }), Error, "its block has ended");
     for (const run of [all, race] as ((coros: any) => Coroutine<unknown>)[]) {
-      assertInstanceOf(yield* caught(run(rejecting())), TypeError);
+      assertInstanceOf(yield* thrownBy(run(rejecting())), TypeError);
       const late = run([rejecting(), sleep(1)]);
       yield* until(platformTurn()); // Deno looks for what nobody has heard.
-      assertEquals(yield* caught(late), wrong);
+      assertEquals(yield* thrownBy(late), wrong);
     }
   });
 });
@@ -891,9 +881,9 @@ Deno.test("G5 start given what is no function says so, and one on a closed group
     let late!: TaskGroup;
     yield* taskGroup(function* (group) {
       late = group;
-      assertInstanceOf(yield* caught(group.start(sleep(1) as never)), TypeError);
+      assertInstanceOf(yield* thrownBy(group.start(sleep(1) as never)), TypeError);
     });
-    yield* caught(late.start(() => (calls++, sleep(1))));
+    yield* thrownBy(late.start(() => (calls++, sleep(1))));
     assertEquals(calls, 0);
   });
 });
@@ -921,7 +911,7 @@ Deno.test("G5 a block given what is no coroutine says what to give it", async ()
   ];
   await simulate(function* () {
     for (const [block, message] of blocks) {
-      const error = yield* caught(block());
+      const error = yield* thrownBy(block());
       assertInstanceOf(error, TypeError);
       assertEquals(error.message, message);
     }
@@ -971,7 +961,7 @@ Deno.test("G1 a task of a group lives in no other scope: to name one is refused"
       yield* cancelScope(function* (scope) {
         const options = { scope } as never;
         assertThrows(() => group.createTask(sleep(1), options), TypeError, "Cannot create a task in this group in");
-        assertInstanceOf(yield* caught(group.start(() => sleep(1), options)), TypeError);
+        assertInstanceOf(yield* thrownBy(group.start(() => sleep(1), options)), TypeError);
       });
       assertEquals(group.size, 0);
     });
@@ -999,14 +989,14 @@ Deno.test("G6 all: the types are those of the coroutines", async () => {
 Deno.test("G6 all: the first error cancels the rest, which are awaited", async () => {
   await simulate(function* ({ loop }) {
     const log: string[] = [];
-    assertEquals(yield* caught(all([tidy(log, "a", 5), failing(10, "oops"), tidy(log, "b")])), "oops");
+    assertEquals(yield* thrownBy(all([tidy(log, "a", 5), failing(10, "oops"), tidy(log, "b")])), "oops");
     assertEquals([log, loop.time()], [["b", "a"], 15]);
   });
 });
 
 Deno.test("G6 all: one that is no coroutine is refused, and the others are cleaned up", async () => {
   await simulate(function* ({ loop }) {
-    const error = yield* caught(all([sleep(1000), null as unknown as Coroutine]));
+    const error = yield* thrownBy(all([sleep(1000), null as unknown as Coroutine]));
     assertInstanceOf(error, TypeError);
     assertEquals([loop.time(), [...loop.tasks].length], [0, 1]);
   });
@@ -1031,7 +1021,7 @@ Deno.test("G6 race: a tie goes to the first in the list, and undefined can win",
 Deno.test("G6 race: an error that comes first is thrown, an error of a loser's cleanup too", async () => {
   await simulate(function* () {
     const log: string[] = [];
-    assertEquals(yield* caught(race<unknown>([failing(1, "oops"), tidy(log, "loser")])), "oops");
+    assertEquals(yield* thrownBy(race<unknown>([failing(1, "oops"), tidy(log, "loser")])), "oops");
     assertEquals(log, ["loser"]);
     function* bad(): Coroutine<void> {
       try {
@@ -1040,8 +1030,8 @@ Deno.test("G6 race: an error that comes first is thrown, an error of a loser's c
         throw "cleanup";
       }
     }
-    assertEquals(yield* caught(race<unknown>([after(1, "winner"), bad()])), "cleanup");
-    assertInstanceOf(yield* caught(race([])), TypeError);
+    assertEquals(yield* thrownBy(race<unknown>([after(1, "winner"), bad()])), "cleanup");
+    assertInstanceOf(yield* thrownBy(race([])), TypeError);
   });
 });
 
@@ -1159,8 +1149,8 @@ Deno.test("G1 start waits until the task says that it is ready, and the task goe
 Deno.test("G2 start throws the error of a task that fails before it is ready, and the group goes on", async () => {
   await simulate(function* () {
     const value = yield* taskGroup(function* (group) {
-      assertEquals(yield* caught(group.start(() => failing(5, "no port"))), "no port");
-      const error = yield* caught(group.start(() => sleep(5)));
+      assertEquals(yield* thrownBy(group.start(() => failing(5, "no port"))), "no port");
+      const error = yield* thrownBy(group.start(() => sleep(5)));
       assertEquals(error.message, "Cannot wait for task 3 to start: it ended without saying that it had");
       yield* sleep(5);
       return "goes on";
@@ -1171,7 +1161,7 @@ Deno.test("G2 start throws the error of a task that fails before it is ready, an
 
 Deno.test("G2 an error after it was ready is the group's", async () => {
   await simulate(function* () {
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       yield* group.start(function* (started) {
         started();
         yield* sleep(5);
@@ -1196,7 +1186,7 @@ Deno.test("G4 a start that is cancelled cancels the task and waits for its clean
 Deno.test("G2 a start that is cancelled does not lose the error of that cleanup", async () => {
   await simulate(function* () {
     yield* taskGroup(function* (group) {
-      const error = yield* caught(moveOnAfter(
+      const error = yield* thrownBy(moveOnAfter(
         10,
         group.start(function* () {
           try {
@@ -1213,7 +1203,7 @@ Deno.test("G2 a start that is cancelled does not lose the error of that cleanup"
 
 Deno.test("G1 start: ready twice is an error, ready at once is fine", async () => {
   await simulate(function* () {
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       yield* group.start(function* (started) {
         started();
         started();
@@ -1323,7 +1313,7 @@ Deno.test("T1 a block that times out in a shield moves on, and so does a shield 
       assertEquals(loop.time(), 10);
       assertEquals(yield* shield(sleep(1000), { timeout: 10 }), undefined);
       assertEquals(loop.time(), 20);
-      assertInstanceOf(yield* caught(shield(failAfter(10, sleep(1000)))), TimeoutError);
+      assertInstanceOf(yield* thrownBy(shield(failAfter(10, sleep(1000)))), TimeoutError);
       assertEquals(loop.time(), 30);
     });
   });
@@ -1366,7 +1356,7 @@ Deno.test("G4 start in a group that is cancelled already: the task starts, and i
     const log: string[] = [];
     yield* taskGroup(function* (group) {
       group.cancel("closing time");
-      const error = yield* caught(shield(group.start(function* () {
+      const error = yield* thrownBy(shield(group.start(function* () {
         log.push("started");
         yield* checkpoint();
         log.push("not reached");
@@ -1410,7 +1400,7 @@ Deno.test("G5 what a cancelled task held is free as soon as the task has ended",
 Deno.test("G2 the very same error from two children is thrown once, as it is", async () => {
   await simulate(function* () {
     const shared = new Error("shared");
-    assertStrictEquals(yield* caught(all([failing(1, shared), failing(1, shared)])), shared);
+    assertStrictEquals(yield* thrownBy(all([failing(1, shared), failing(1, shared)])), shared);
   });
 });
 
@@ -1472,7 +1462,7 @@ function* dirty(): Coroutine<void> {
 Deno.test("C10 an error in the cleanup of a block that timed out names the cancellation as its cause", async () => {
   await simulate(function* () {
     for (const block of [failAfter(5, dirty()), moveOnAfter(5, dirty())]) {
-      const error = yield* caught(block);
+      const error = yield* thrownBy(block);
       assertEquals(error.message, "cleanup");
       assertInstanceOf(error.cause, Cancelled);
     }
@@ -1485,14 +1475,14 @@ Deno.test("C10 G3 so does one in the cleanup of a group's body, but not the erro
       yield* sleep(1);
       throw new Error("child");
     }
-    const both = yield* caught(taskGroup(function* (group) {
+    const both = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(failing());
       yield* dirty();
     }));
     assertEquals(both.errors.map((error: Error) => error.message), ["cleanup", "child"]);
     assertInstanceOf(both.errors[0].cause, Cancelled);
     assertEquals([both.cause, both.errors[1].cause], [undefined, undefined]);
-    const one = yield* caught(taskGroup(function* (group) {
+    const one = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(failing());
       yield* sleep(1000);
     }));
@@ -1503,7 +1493,7 @@ Deno.test("C10 G3 so does one in the cleanup of a group's body, but not the erro
 Deno.test("C9 G3 a Cancelled from elsewhere that a group's body throws is an error like any other", async () => {
   await simulate(function* () {
     const foreign = new Cancelled("from another loop");
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       group.createTask(dirty());
       yield* sleep(1);
       throw foreign;
@@ -1558,7 +1548,7 @@ Deno.test("G1 start: ready twice before the task is there is that error, not ano
         return sleep(1);
       });
       assertEquals(
-        (yield* caught(starting)).message,
+        (yield* thrownBy(starting)).message,
         "Cannot start a task twice: it has said already that it has started",
       );
     });
@@ -1585,7 +1575,7 @@ Deno.test("G4 a start that is cancelled cancels its task, though that says just 
 
 Deno.test("G2 start: what says that it is ready for a task that has ended gets the error, and the task's is not lost", async () => {
   await simulate(function* () {
-    const error = yield* caught(taskGroup(function* (group) {
+    const error = yield* thrownBy(taskGroup(function* (group) {
       let say!: (n: number) => void;
       function* late(): Coroutine {
         yield* checkpoint();
@@ -1680,7 +1670,7 @@ Deno.test("G4 T2 a cancellation from outside that comes while failAfter cleans u
       group.cancel();
     });
     assertEquals(yield* moveOnAfter(10, slow()), undefined);
-    assertInstanceOf(yield* caught(slow()), TimeoutError);
-    assertInstanceOf(yield* caught(moveOnAfter(10, shield(slow()))), TimeoutError);
+    assertInstanceOf(yield* thrownBy(slow()), TimeoutError);
+    assertInstanceOf(yield* thrownBy(moveOnAfter(10, shield(slow()))), TimeoutError);
   });
 });

@@ -34,8 +34,8 @@ import {
 } from "../mod.ts";
 import { removeSocketFile, run, tcp, tlsTransport, unix } from "./net_transports.ts";
 import { needs, needsPrograms } from "./permissions.ts";
-import { PieceSocket, text } from "./pieces.ts";
-import { FakeSocket, platformTurn, simulate, type Simulation } from "./world.ts";
+import { PieceSocket } from "./pieces.ts";
+import { FakeSocket, platformTurn, simulate, type Simulation, text } from "./world.ts";
 
 const ADDR = { transport: "tcp", hostname: "127.0.0.1", port: 1 } as const;
 

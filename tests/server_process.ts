@@ -6,6 +6,8 @@
  * are taken from `noise`, which has no "G": so the answers can be told from the "Got: " before each of them.
  */
 
+import { connect as nodeConnect } from "node:net";
+
 /** How long `until` waits before it calls the test failed, in milliseconds. */
 const GIVE_UP = 20_000;
 
@@ -288,4 +290,20 @@ export class Client implements Disposable {
     else this.#expected[0] = expected.subarray(length);
     return length;
   }
+}
+
+/** Says something, and resets the connection when the answer comes. */
+export async function resetWhileOpen(port: number): Promise<void> {
+  await new Promise<void>((resolve) => {
+    const socket = nodeConnect(port, "127.0.0.1", () => socket.write("hello"));
+    socket.on("data", () => socket.resetAndDestroy());
+    socket.on("close", () => resolve());
+  });
+}
+
+/** Serves the files of this project as a plain file server would. */
+export async function sendSource(request: Request): Promise<Response> {
+  const path = new URL(request.url).pathname;
+  const text = await Deno.readTextFile(new URL(`..${path}`, import.meta.url));
+  return new Response(text, { headers: { "content-type": "application/typescript" } });
 }

@@ -30,8 +30,8 @@ import {
 } from "../mod.ts";
 import { battery } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
-import { bytes, PieceSocket, text } from "./pieces.ts";
-import { platformTurn, simulate } from "./world.ts";
+import { PieceSocket } from "./pieces.ts";
+import { bytes, platformTurn, random, simulate, text } from "./world.ts";
 
 /** A stream of these pieces that then ends. */
 function ended(pieces: (string | Uint8Array)[], options?: StreamOptions): Stream {
@@ -319,15 +319,6 @@ Deno.test("ST3 what was read stays as it was while more is put together behind i
 });
 
 // ---- Cuts ----------------------------------------------------------------------------------------------------------
-
-/** Numbers from 0 up to, not with, `n`; the same ones for the same seed. */
-function random(seed: number): (n: number) => number {
-  let state = seed >>> 0;
-  return (n) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor(state / 2 ** 32 * n);
-  };
-}
 
 const PARTS = ["\n", "\r\n", "\r", "\n\n", "a", "bc", "ä", "中", "🙂", "\u{feff}", "a long word", "", "--", "-"];
 

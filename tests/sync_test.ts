@@ -32,17 +32,7 @@ import {
   taskGroup,
   WouldBlock,
 } from "../mod.ts";
-import { platformTurn, simulate, simulation } from "./world.ts";
-
-/** What `coro` throws. */
-function* caught(coro: Coroutine<unknown>): Coroutine<any> {
-  try {
-    yield* coro;
-  } catch (error) {
-    return error;
-  }
-  throw new Error("It did not throw");
-}
+import { platformTurn, simulate, simulation, thrownBy } from "./world.ts";
 
 /** Lets every task go as far as it can without time passing. */
 function* settle(): Coroutine<void> {
@@ -233,7 +223,7 @@ Deno.test("S2 releasing what is not held is an error, a second acquire by the ho
     const lock = new Lock();
     assertThrows(() => lock.release(), Error, "Cannot release the lock: the current task does not hold it");
     yield* lock.acquire();
-    const error = yield* caught(lock.acquire());
+    const error = yield* thrownBy(lock.acquire());
     assertEquals(error.message, 'Cannot acquire the lock: task 1 "main" holds it already');
     const other = loop.createTask((function* () {
       assertThrows(() => lock.release(), Error, "does not hold it");
@@ -424,8 +414,8 @@ Deno.test("S3 use without the lock is an error", async () => {
     const why = "the condition: the current task does not hold its lock";
     assertThrows(() => condition.notify(), Error, `Cannot notify ${why}`);
     assertThrows(() => condition.notifyAll(), Error, `Cannot notify ${why}`);
-    assertEquals((yield* caught(condition.wait())).message, `Cannot wait for ${why}`);
-    assertEquals((yield* caught(condition.waitFor(() => true))).message, `Cannot wait for ${why}`);
+    assertEquals((yield* thrownBy(condition.wait())).message, `Cannot wait for ${why}`);
+    assertEquals((yield* thrownBy(condition.waitFor(() => true))).message, `Cannot wait for ${why}`);
     assertThrows(() => condition.release(), Error);
   });
 });
@@ -716,7 +706,7 @@ Deno.test("S4 C7 close: the item of a getter that is cancelled goes to one that 
       queue.close();
     })());
     assertEquals(yield* second.join(), "job");
-    assertInstanceOf(yield* caught(third.join()), ClosedError);
+    assertInstanceOf(yield* thrownBy(third.join()), ClosedError);
     assertEquals([queue.size, first.cancelled], [0, true]);
   });
 });
@@ -729,7 +719,7 @@ Deno.test("S4 C7 close: the item of a getter that is cancelled goes to one that 
     const [first, second] = [queue.get(), queue.get()].map((coro) => loop.createTask(coro));
     first.cancel();
     assertEquals(yield* second.join(), "job");
-    assertInstanceOf(yield* caught(queue.get()), ClosedError);
+    assertInstanceOf(yield* thrownBy(queue.get()), ClosedError);
   });
 });
 
@@ -738,24 +728,24 @@ Deno.test("S4 close: getters drain the rest, then all are told; who waits to put
     const queue = new Queue<number>(2);
     yield* queue.put(1);
     yield* queue.put(2);
-    const putter = loop.createTask(caught(queue.put(3)));
+    const putter = loop.createTask(thrownBy(queue.put(3)));
     yield* settle();
     queue.close();
     queue.close();
     assert(queue.closed);
     assertInstanceOf(yield* putter.join(), ClosedError);
     assertThrows(() => queue.putNowait(4), ClosedError, "Cannot put into the queue: it is closed");
-    assertInstanceOf(yield* caught(queue.put(4)), ClosedError);
+    assertInstanceOf(yield* thrownBy(queue.put(4)), ClosedError);
     assertEquals([yield* queue.get(), queue.getNowait()], [1, 2]);
     assertThrows(() => queue.getNowait(), ClosedError, "Cannot get from the queue: it is closed");
-    assertInstanceOf(yield* caught(queue.get()), ClosedError);
+    assertInstanceOf(yield* thrownBy(queue.get()), ClosedError);
   });
 });
 
 Deno.test("S4 close wakes every getter that waits", async () => {
   await simulate(function* ({ loop }) {
     const queue = new Queue<number>();
-    const getters = [1, 2, 3].map(() => loop.createTask(caught(queue.get())));
+    const getters = [1, 2, 3].map(() => loop.createTask(thrownBy(queue.get())));
     yield* settle();
     queue.close();
     for (const getter of getters) assertInstanceOf(yield* getter.join(), ClosedError);
@@ -765,7 +755,7 @@ Deno.test("S4 close wakes every getter that waits", async () => {
 Deno.test("S4 close between a put that found room and its turn: the item is not in, and the put says so", async () => {
   await simulate(function* ({ loop }) {
     const queue = new Queue<number>(1);
-    const direct = loop.createTask(caught(queue.put(1)));
+    const direct = loop.createTask(thrownBy(queue.put(1)));
     yield* checkpoint();
     queue.close();
     assertInstanceOf(yield* direct.join(), ClosedError);
@@ -890,7 +880,7 @@ Deno.test("S4 a comparison that throws in a put or a get passes the slot or the 
     const good = loop.createTask(full.put(3));
     yield* settle();
     assertEquals(yield* full.get(), 1);
-    assertEquals((yield* caught(bad.join())).message, "cannot compare");
+    assertEquals((yield* thrownBy(bad.join())).message, "cannot compare");
     yield* good.join();
     assertEquals([full.size, yield* full.get(), yield* full.get()], [2, 2, 3]);
 
@@ -899,7 +889,7 @@ Deno.test("S4 a comparison that throws in a put or a get passes the slot or the 
     yield* settle();
     for (const item of [1, 2, 3]) queue.putNowait(item);
     throws = true;
-    assertEquals((yield* caught(getters[0].join())).message, "cannot compare");
+    assertEquals((yield* thrownBy(getters[0].join())).message, "cannot compare");
     yield* settle();
     assertEquals([queue.size, getters.filter((task) => task.done).length], [0, 4]);
   });
@@ -1230,13 +1220,16 @@ Deno.test("S3 a condition refuses a lock that is none, and a predicate that woul
     const condition = new Condition();
     using _guard = yield* condition.acquire();
     for (const wrong of [async () => await false, function* () {}, () => Promise.reject(new Error("unheard"))]) {
-      const error = yield* caught(condition.waitFor(wrong as never));
+      const error = yield* thrownBy(condition.waitFor(wrong as never));
       assertInstanceOf(error, TypeError);
       assertEquals(
         error.message,
         "Cannot wait for a predicate that has to wait itself: it must return a boolean at once",
       );
     }
-    assertEquals((yield* caught(condition.waitFor(true as never))).message, "Cannot wait for true: it is no function");
+    assertEquals(
+      (yield* thrownBy(condition.waitFor(true as never))).message,
+      "Cannot wait for true: it is no function",
+    );
   });
 });

@@ -183,3 +183,37 @@ export async function simulate<T>(
 function reportUnexpected(errors: Simulation["errors"]): never {
   throw new AggregateError(errors.map((e) => e.error), `Unexpected calls of onError: ${errors.map((e) => e.error)}`);
 }
+
+// ---- What many tests use -------------------------------------------------------------------------------------------
+
+/** What a coroutine throws, or the function that makes it; one of them has to. */
+export function* thrownBy(coro: Coroutine<unknown> | (() => Coroutine<unknown>)): Coroutine<any> {
+  try {
+    yield* typeof coro === "function" ? coro() : coro;
+  } catch (error) {
+    return error;
+  }
+  throw new Error("Expected the coroutine to throw");
+}
+
+/** The bytes of a text. */
+export function bytes(text: string): Uint8Array {
+  return new TextEncoder().encode(text);
+}
+
+/** The text of some bytes. */
+export function text(data: Uint8Array): string {
+  return new TextDecoder().decode(data);
+}
+
+/** A number from 0 up to, not with, `n`. */
+export type Next = (n: number) => number;
+
+/** Numbers that are the same ones for the same seed. */
+export function random(seed: number): Next {
+  let state = seed >>> 0;
+  return (n) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor(state / 2 ** 32 * n);
+  };
+}
