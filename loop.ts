@@ -3,10 +3,10 @@
  *
  * A coroutine is a generator that yields what it waits for as plain data: `["read_wait", sock]`, `["sleep", 10]`.
  * Such a request is an *op*. The {@linkcode Loop} takes a task from `ready`, steps it to its next op, looks the op
- * up by name and lets its handler see to it that the task comes back to `ready` when the wait is over. That is all
+ * up by name and lets its handler bring the task back to `ready` when the wait is over. That is all
  * it does; the rest of this file is the care that takes.
  *
- * Whoever comes from the article finds its forty lines here: `readWait` and `writeWait`; in `Loop`, `ready`, `selector`,
+ * The forty lines of the article are all here: `readWait` and `writeWait`; in `Loop`, `ready`, `selector`,
  * `currentTask`, `createTask`, `sockRecv`, `runForever`; `#turn` is the body of its `while True`, `#step` its `send(None)`,
  * `#perform` its `getattr(self, op)(*args)`, and the handlers under "The kernel's own ops" are its methods `read_wait` and
  * `write_wait`.
@@ -15,8 +15,8 @@
  *
  * - It knows nothing of the platform. It reads time from its `clock`, sleeps in `selector.select()` and nowhere else,
  *   and leaves sockets to the network it was given. `net.ts` supplies the three.
- * - A *turn* has three *bands*: I/O, time, ready tasks. The third gives one step to each task that is ready when it
- *   begins; what becomes ready by that runs in the next turn.
+ * - A *turn* has three *bands*: I/O, time, ready tasks. The third gives one step to each task that was ready when it
+ *   began; what that makes ready runs in the next turn.
  * - Every op goes through `ready`, and every op is a cancellation point.
  * - Almost nothing interesting happens here. What can be built from ops is built from ops, in another file.
  *
@@ -35,8 +35,8 @@ export type Op = readonly [name: string, ...args: any[]];
 
 /**
  * A generator that yields ops and returns a `T`. Inside another coroutine it is run with `yield*`; on its own it is
- * run by {@linkcode Loop.createTask} or {@linkcode Loop.run}. To call its function does nothing yet. A `function*` that
- * yields an op plainly, or calls itself, needs this as its return type, as TypeScript cannot find it out.
+ * run by {@linkcode Loop.createTask} or {@linkcode Loop.run}. Calling its function runs nothing yet. A `function*` that
+ * yields a raw op, or calls itself, needs this as its return type: TypeScript cannot infer it.
  */
 export type Coroutine<T = void> = Generator<Op, T, any>;
 
@@ -47,19 +47,19 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
    * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`.
    */
   start(task: Task<any>, ...args: Args): void;
-  /** Takes the wait back, so that it did not happen: the task was cancelled, and must not be woken any more. */
+  /** Undoes the wait, as if it had never begun: the task was cancelled, and must not be woken any more. */
   cancel(task: Task<any>, ...args: Args): void;
 }
 
 /**
- * The coroutine that yields one op and returns what it is answered. Every op of the library passes here, but for those of
+ * The coroutine that yields one op and returns its answer. Every op of the library passes here, except those of
  * {@linkcode Join} and of the socket operations of {@linkcode Loop}.
  *
- * Discussion: this is `function* perform(op) { return yield op; }`, written out: there is one at every switch of tasks, and
- * a generator takes the engine longer.
+ * Discussion: this is `function* perform(op) { return yield op; }`, written out: every switch of tasks makes one, and a
+ * generator would be slower.
  */
 class SingleOp {
-  /** Null once it was yielded. */
+  /** Null once it has been yielded. */
   _op: Op | null;
 
   constructor(op: Op) {
@@ -145,17 +145,17 @@ export function sleep(ms: number): Coroutine<void> {
 
 const CHECKPOINT: Op = ["checkpoint"];
 
-/** Lets every other ready task take a step first, and is a place to be cancelled. The op is `["checkpoint"]`. */
+/** Lets every other ready task take a step first, and is a cancellation point. The op is `["checkpoint"]`. */
 export function checkpoint(): Coroutine<void> {
   return perform(CHECKPOINT);
 }
 
 /**
  * Waits for a promise and returns its value, or throws what it rejects with. A function is called with an `AbortSignal`
- * that aborts if the wait is cancelled; what its promise does after that is ignored, so a value that comes then, and has to
- * be closed, is the function's to close. The op is `["until", source]`.
+ * that aborts if the wait is cancelled; what its promise does after that is ignored, so if it still brings something that
+ * has to be closed, the function has to close it. The op is `["until", source]`.
  *
- * @throws {TypeError} If `source` is no promise, and no function that returns one.
+ * @throws {TypeError} If `source` is neither a promise nor a function that returns one.
  *
  * @example
  * ```ts
@@ -182,8 +182,8 @@ export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
  * `["call", coro]`.
  *
  * Discussion: with `yield*` every resume passes through all coroutines from the task's first to the one that waits; ten
- * levels cost nothing worth knowing, a recursion of ten thousand overflows the stack. Here the task keeps the callers, and
- * only the innermost coroutine is resumed. It costs one trip through `ready`; so `yield*` is right but in deep recursion.
+ * levels cost next to nothing, a recursion of ten thousand overflows the stack. Here the task keeps the callers, and
+ * only the innermost coroutine is resumed. It costs one trip through `ready`: only deep recursion is worth it.
  *
  * @example
  * ```ts
@@ -203,7 +203,7 @@ export function call<T>(coro: Coroutine<T>): Coroutine<T> {
 /**
  * The task that is taking a step right now.
  *
- * @throws {Error} If none is.
+ * @throws {Error} If no task is running here.
  */
 export function currentTask(): Task<any> {
   const task = running?.currentTask;
@@ -233,7 +233,7 @@ let running: Loop | null = null;
 // The loop
 // -------------------------------------
 
-/** What the `trace` hook is told of each op. */
+/** What the `trace` hook is told about each op. */
 export interface TraceEvent {
   /** Who asks. */
   task: Task<any>;
@@ -259,13 +259,13 @@ export interface LoopOptions {
   trace?: ((event: TraceEvent) => void) | undefined;
 }
 
-/** After so many steps the loop lets the platform's own event loop turn, however much is still to do. */
+/** After this many steps the loop lets the platform's own event loop turn, however much is left to do. */
 const STEPS_PER_PLATFORM_TURN = 512;
-/** And after so many milliseconds, however few steps they held. */
+/** Likewise after this many milliseconds, however few the steps. */
 const TIME_PER_PLATFORM_TURN = 5;
 
 /**
- * How long tasks may wait only for tasks, in milliseconds, before that is a deadlock: a callback of the program around may
+ * How long, in milliseconds, all tasks may wait for each other before that is a deadlock: a callback outside the loop may
  * be about to wake one. If one ever did in this run, there is no limit.
  */
 const DEADLOCK_GRACE = 1000;
@@ -306,15 +306,15 @@ export class Loop {
   #current: Task<any> | null = null;
   #nextId = 1;
   #live = 0;
-  /** Those that failed in this turn; if there is nobody to take the error it is reported when the turn ends. */
+  /** Those that failed in this turn; an error that nobody takes is reported when the turn ends. */
   #failed: Task<any>[] = [];
 
   // The run under way.
   #running = false;
   #stopped = false;
-  /** How many that were ready have not taken their step, as `stop()` has cut the band short. */
+  /** How many tasks are still to take their step, because `stop()` cut the band short. */
   #rest = 0;
-  /** Steps since the platform turned, how many there must be to look at the clock again, and when it was. */
+  /** Steps since the platform last turned, after how many to look at the clock again, and when it turned. */
   #steps = 0;
   #lookAt = 1;
   #platformTurned = 0;
@@ -322,7 +322,7 @@ export class Loop {
   #asleep = false;
   #rouse: (() => void) | null = null;
 
-  // Whether that is a deadlock.
+  // Signs of a deadlock.
   /** @ignore How many tasks are parked: they wait for another task, and for nothing else. */
   _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
@@ -352,7 +352,7 @@ export class Loop {
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
-   * @throws {TypeError} If `coro` is no coroutine, or one that already is a task.
+   * @throws {TypeError} If `coro` is no coroutine, or already a task's.
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
@@ -382,12 +382,12 @@ export class Loop {
   }
 
   // ---- The article's socket operations ----
-  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (Written out in each:
-  // what they could share would be one more generator for every connection that waits.)
+  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (Written out each time:
+  // a shared helper would be one more generator for every connection that waits.)
 
   /**
    * Waits for a connection on `listener` and takes it, with the address of its client. The platform's errors are thrown as
-   * they are: too many open files, say. A server that is to outlive these uses `serve`.
+   * they are: too many open files, say. A server that should survive these uses `serve`.
    *
    * @throws {BusyError} If another task already waits to accept from `listener`.
    * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
@@ -408,7 +408,7 @@ export class Loop {
 
   /**
    * Waits for bytes from `sock` and takes at most `maxBytes` of them; an empty array at end of stream. They are yours, but
-   * may be a view into a larger buffer: `slice()` them to keep little of much, or to transfer them.
+   * may be a view into a larger buffer: `slice()` them to keep only a few, or to transfer them.
    *
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
    * @throws {BusyError} If another task already waits to read `sock`.
@@ -428,8 +428,8 @@ export class Loop {
   }
 
   /**
-   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. For messages of some
-   * kilobytes it is cheaper than `sockRecv`, which returns memory that will not be read into again.
+   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. For messages of a few
+   * kilobytes it is cheaper than `sockRecv`, which returns memory that is never read into again.
    *
    * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
    * @throws {BusyError} If another task already waits to read `sock`.
@@ -450,11 +450,12 @@ export class Loop {
   }
 
   /**
-   * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. Cancelled, its error
-   * says how many were: `bytesSent`.
+   * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is
+   * cancelled, the error's `bytesSent` says how many were.
    *
    * @throws {TypeError} If `data` is no `Uint8Array`.
    * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
     checkBytes("send", data);
@@ -480,9 +481,11 @@ export class Loop {
   }
 
   /**
-   * Waits for a datagram on `sock` and takes at most `maxBytes` of it, the rest is lost; and the address of its sender.
+   * Waits for a datagram on `sock` and returns at most `maxBytes` of it (the rest is lost), and its sender's address.
    *
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   * @throws {BusyError} If another task already waits to read `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
     if (typeof sock?.recvfrom !== "function") throw noSocket(sock);
@@ -498,11 +501,12 @@ export class Loop {
   }
 
   /**
-   * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that are. Cancelled, its
-   * error says whether it was handed over: `bytesSent`.
+   * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that were. If it is
+   * cancelled, the error's `bytesSent` says whether it was handed over.
    *
    * @throws {TypeError} If `data` is no `Uint8Array`.
    * @throws {BusyError} If another task is still sending on `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockSendto(sock: DatagramLike, data: Uint8Array, addr: Addr): Coroutine<number> {
     checkBytes("send", data);
@@ -552,7 +556,7 @@ export class Loop {
         await this.#turns(() => task.done);
       } catch (error) {
         failure = error;
-        this._unwatch(task); // This is what `run` rejects with; an error of `main` is one like any other now.
+        this._unwatch(task); // `run` rejects with this; an error of `main` is now one like any other.
         throw error;
       } finally {
         unlisten();
@@ -600,7 +604,7 @@ export class Loop {
     this.#running = true;
     this.#stopped = false;
     this.#stuckSince = null;
-    await null; // Whoever was given a task together with the loop, say Promise.all, has asked for its outcome by now.
+    await null; // By then, whoever holds a task outside the loop, say Promise.all, has asked for its outcome.
   }
 
   #end(): void {
@@ -622,14 +626,14 @@ export class Loop {
       blame(error, failure);
       throw error;
     } finally {
-      // Who is left, if that has failed, stays cancelled, and in the tree; a later run begins with a new root.
+      // If that failed, what is left stays cancelled and in the tree; a later run begins with a new root.
       this.#root = new CancelScope(this, null, null);
       this.#root._add(root);
       root._leave();
     }
   }
 
-  /** @ignore Calls `abort` when `signal` does, at once if it has. Returns what takes that back. */
+  /** @ignore Calls `abort` when `signal` aborts, at once if it has. Returns what stops that. */
   _listen(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
     if (signal?.aborted) abort(signal.reason);
     if (!signal || signal.aborted) return () => {};
@@ -654,10 +658,10 @@ export class Loop {
     const aborts = this.#signals.get(signal)!;
     this.#unlisten(signal);
     for (const abort of aborts) this.#quietly(() => abort(signal.reason));
-    this.#wakeup(); // Who is shielded goes on waiting: perhaps for nothing that can come now.
+    this.#wakeup(); // Shielded tasks go on waiting, perhaps for what cannot come any more.
   };
 
-  /** What `act` wakes was not woken from outside, or once and not again. */
+  /** Runs `act`; what it wakes does not count as fed from outside. */
   #quietly(act: () => void): void {
     const fedFromOutside = this.#fedFromOutside;
     act();
@@ -669,7 +673,7 @@ export class Loop {
   /** The article's `while True`. */
   async #turns(finished: () => boolean): Promise<void> {
     while (!finished() && !this.#stopped) {
-      const selected = this.#rest > 0 ? [] : this.#select(); // What others are to find, the rest may be about to take.
+      const selected = this.#rest > 0 ? [] : this.#select(); // The rest may be about to take what a select would find.
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
       if (this.#stuckSince !== null && events.length === 0) this.#checkDeadlock(this.#stuckSince);
@@ -679,7 +683,7 @@ export class Loop {
         this.#turn(events);
       } finally {
         running = outer;
-        this.#current = null; // What `onError` does is no task's doing.
+        this.#current = null; // `onError` runs in no task.
       }
       if (this.#failed.length > 0) await this.#reportSoon();
     }
@@ -687,20 +691,20 @@ export class Loop {
 
   /** One turn, in its three bands. */
   #turn(events: [SelectorKey, number][]): void {
-    // -- I/O: what the selector says is ready, its tasks are
+    // -- I/O: tasks whose sockets are ready become ready
     // (By index: until it is compiled, `for (const [key] of events)` makes garbage of half a KiB for an idle connection.)
     for (let i = 0; i < events.length; i++) {
       const key = events[i][0];
       this.selector.unregister(key.fileobj, key.events);
-      if (!key.data?.op) continue; // It was cancelled while this turn was on its way.
+      if (!key.data?.op) continue; // It was cancelled while the select was under way.
       if (key.fileobj.closed) this._fail(key.data, new ClosedError(`Cannot go on with ${key.fileobj}: it was closed`));
       else this._wake(key.data);
     }
 
-    // -- Time: who slept long enough is ready, scopes past their deadline are cancelled
+    // -- Time: tasks that slept long enough become ready, scopes past their deadline are cancelled
     if (this._timers.length > 0) this.#fireTimers();
 
-    // -- Tasks: who was ready when the band began takes a step
+    // -- Tasks: each that was ready when the band began takes a step
     let due = this.#rest || this.ready.length;
     this.#steps += due;
     for (; due > 0 && !this.#stopped; due--) this.#step(this.ready.popleft()!);
@@ -719,7 +723,7 @@ export class Loop {
     if (result.done) return this.#finish(task, result.value, false);
     try {
       this.#perform(task, result.value);
-    } catch (error) { // of a clock, or of an op that throws when it is looked at
+    } catch (error) { // from a clock, or from an op that throws when it is looked at
       task._op ??= CHECKPOINT;
       this._fail(task, error);
     }
@@ -729,12 +733,12 @@ export class Loop {
   #perform(task: Task<any>, op: Op): void {
     if (this.#trace) this.#tell(task, op);
     if (task._scope._timed && this._timers.first) this.#expire(task._scope, this._timers.first.time);
-    const by = task._scope._cancelledBy; // Of the scope it is in now: what expires may give it one of its own.
+    const by = task._scope._cancelledBy; // Looked up anew: what expired may have given it a scope of its own.
     if (by) {
       hush(op);
       return task._swallows ? this.#giveUp(task) : this.#deliver(task, by);
     }
-    if (op === CHECKPOINT) return this.ready.append(task); // what its handler does, for the most frequent op of all
+    if (op === CHECKPOINT) return this.ready.append(task); // what its handler does: this is the most frequent op
     const handler = Array.isArray(op) ? this.#ops.get(op[0]) : undefined;
     task._op = handler ? op : CHECKPOINT; // A mistake waits as a checkpoint does, so that it can be failed like any op.
     try {
@@ -765,7 +769,7 @@ export class Loop {
       return Promise.race([this.selector.select(timeout), roused]);
     }
     const selected = this.selector.select(timeout, true);
-    if (!this.#asleep) this.selector.wakeup(); // It has woken a task itself, before it could be woken.
+    if (!this.#asleep) this.selector.wakeup(); // It woke a task itself before it could be woken.
     return selected;
   }
 
@@ -814,7 +818,7 @@ export class Loop {
     if (passed >= DEADLOCK_GRACE || passed === 0) throw new DeadlockError([...this.tasks]);
   }
 
-  /** A deadline that passed since the time band counts at the op. None did if it is not yet time for the first timer. */
+  /** A deadline that passed since the time band counts at the op. If the first timer is not due yet, none did. */
   #expire(scope: CancelScope, firstDue: number): void {
     const now = this.time();
     if (firstDue <= now) scope._expire(now);
@@ -833,7 +837,7 @@ export class Loop {
 
   /**
    * Teaches this loop a new op. The loop trusts that something outside ends each wait for it, so there is no
-   * {@linkcode DeadlockError} while one lasts. What tasks wait for from each other is built on `park`.
+   * {@linkcode DeadlockError} while one lasts. Waits of tasks for each other are built on `park`.
    *
    * @throws {TypeError} If it knows the op already, or `handler` lacks `start` or `cancel`.
    *
@@ -848,7 +852,7 @@ export class Loop {
    *   start: (task, ms: number, value: unknown) => {
    *     timers.set(task, setTimeout(() => loop.wake(task, value), ms));
    *   },
-   *   cancel: (task) => clearTimeout(timers.get(task)), // what wakes it later would end another wait
+   *   cancel: (task) => clearTimeout(timers.get(task)), // or it would end another wait later
    * });
    *
    * function* after<T>(ms: number, value: T): Coroutine<T> {
@@ -860,7 +864,7 @@ export class Loop {
   addOp<Args extends readonly any[]>(
     name: string,
     handler: Pick<OpHandler<Args>, "start"> & {
-      // Not `Args` plainly, which would be inferred from this too: a `cancel` that leaves some out does not mean fewer.
+      // Not plain `Args`, which would be inferred from this too, and `cancel` may leave some out.
       cancel(task: Task<any>, ...args: Args extends infer A extends readonly any[] ? A : never): void;
     },
   ): void;
@@ -895,7 +899,7 @@ export class Loop {
     this._fail(task, error);
   }
 
-  /** A handler that does not take its op back, and wakes the task late, must not end another wait by it. */
+  /** A handler that did not take its op back, and wakes the task late, must not end another wait. */
   #checkWait(task: Task<any>): void {
     if (task.loop !== this) throw new Error(`Cannot wake ${task}: it is a task of another loop`);
     const name = task._op?.[0];
@@ -943,7 +947,7 @@ export class Loop {
   /** @ignore Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
   _interrupt(task: Task<any>, by: CancelScope): void {
     const op = task._op;
-    if (!op) return; // It takes the step it is due, and hears of it at its next op.
+    if (!op) return; // It is about to take a step, and hears of it at its next op.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
     this._noteOrigin();
     try {
@@ -988,7 +992,7 @@ export class Loop {
     if (!this.#running) this.#reportFailed(); // No turn will do it.
   }
 
-  /** After the turn, as only then its async code asks for a task's outcome, in `until(Promise.all([task]))`, say. */
+  /** After the turn: only then has async code asked for a task's outcome, as in `until(Promise.all([task]))`. */
   async #reportSoon(): Promise<void> {
     await null;
     const outer = running;
@@ -1109,7 +1113,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
   }],
 ];
 
-/** A task's wait for a promise. That may stay for ever, and this with it: once the wait has ended it holds nothing. */
+/** A task's wait for a promise. That may live for ever, and this with it: so once the wait is over it holds nothing. */
 interface PromiseWait {
   task: Task<any> | null;
   controller: AbortController | null;
@@ -1181,7 +1185,7 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
   }
   if (thing instanceof Task) return new TypeError(`${cannot} a task: it runs already; wait for it with task.join()`);
   if (typeof thing?.then === "function") {
-    hush(thing); // Its own error must not end the program: the mistake is another.
+    hush(thing); // Its rejection must not end the program: that is not the mistake.
     return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
   }
   return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
@@ -1205,7 +1209,7 @@ function noSocket(sock: unknown): TypeError {
   return new TypeError(`Cannot recv on ${kind(sock)}: it is no socket to receive from`);
 }
 
-/** What a socket was ready for has gone to somebody else: who waited for it waits on. Any other error is thrown. */
+/** Somebody else took what the socket was ready for: the caller waits on. Any other error is thrown. */
 function waitOn(error: unknown): void {
   if (!(error instanceof WouldBlock)) throw error;
 }
@@ -1242,18 +1246,18 @@ export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
 
-/** Throws `TypeError` if `data`, which is to be sent, is not as long any more as it was. */
+/** Throws `TypeError` if `data`, which is to be sent, is no longer as long as it was. */
 function checkKept(data: Uint8Array, length: number): void {
   if (data.length === length) return;
   throw new TypeError(`Cannot send ${length} bytes: their buffer was transferred or resized before they were sent`);
 }
 
-/** Promises that were hushed: once is enough, and each time would stay with a promise that stays. */
+/** Promises already hushed: to do it again would leave one more callback with a promise that stays. */
 const HUSHED = new WeakSet<Promise<unknown>>();
 
 /**
- * @ignore Nobody waits for the promises in `op`, or in ops within it, or not yet: that one rejects must not end the
- * program.
+ * @ignore Nobody waits, or not yet, for the promises in `op`, or in ops within it: if one rejects, that must not end
+ * the program.
  */
 export function hush(op: unknown): void {
   try {
@@ -1311,7 +1315,7 @@ export function kind(value: unknown): string {
 // Tasks
 // -------------------------------------
 
-/** What most tasks share: no coroutine of theirs was called by another. */
+/** The callers of most tasks, which they share: there are none. */
 const NO_CALLERS: Coroutine<any>[] = [];
 
 /** Options of {@linkcode Loop.createTask}. */
@@ -1417,7 +1421,7 @@ export class Task<T = any> implements PromiseLike<T> {
   result(): T {
     if (!this.done) throw new TaskError(`Cannot tell the result of ${this}: it has not ended`);
     if (!this._throws) return this._value;
-    if (!isCancelled(this._value)) throw this._value;
+    if (!isCancelled(this._value)) throw this._value; // A bare `Cancelled` would look like the joiner's own.
     throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
   }
 
@@ -1463,7 +1467,7 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * Calls `callback` when the task has ended; at once if it has. Who asks for this takes charge of its error.
+   * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error.
    *
    * @throws {TypeError} If `callback` is no function.
    */
@@ -1475,13 +1479,13 @@ export class Task<T = any> implements PromiseLike<T> {
     else this.#callbacks = [callback]; // Mostly there is one, and the first push() would make room for seventeen.
   }
 
-  /** Takes `callback` back, if it was not called yet, and with it the charge of the task's error. */
+  /** Takes `callback` back if it has not been called yet, and with it the charge of the task's error. */
   removeDoneCallback(callback: (task: Task<T>) => void): void {
     const callbacks = this.#callbacks ?? [];
     const i = callbacks.indexOf(callback);
     if (i < 0) return;
     if (this.done) callbacks[i] = null; // They are being called, and keep their places.
-    else if (i === 0) callbacks.shift(); // Those that are cancelled in turn do so: cheaper than to move all others.
+    else if (i === 0) callbacks.shift(); // So it is where many are cancelled in turn; cheaper than to move all others.
     else callbacks.splice(i, 1);
     this.loop._unwatch(this);
   }
@@ -1566,7 +1570,7 @@ export class Task<T = any> implements PromiseLike<T> {
     }
   }
 
-  /** The `Cancelled` that is due. Judged as late as this, so that of two deadlines that pass at once the outer rules. */
+  /** The `Cancelled` that is due. Decided this late, so that of two deadlines that pass at once the outer one wins. */
   #cancellation(): Cancelled {
     const by = this._scope._cancelledBy ?? this._interruptedBy!;
     this._interruptedBy = null;
@@ -1576,7 +1580,7 @@ export class Task<T = any> implements PromiseLike<T> {
     return error;
   }
 
-  /** Counted for each scope apart: timeouts in between, in a shield, must not hide who never stops. */
+  /** Counted per scope: timeouts in between, in a shield, must not hide a task that never stops. */
   #count(by: CancelScope): void {
     const thrown = this.#thrown ??= new Map();
     for (const scope of thrown.keys()) if (scope !== by && !this._scope._isIn(scope)) thrown.delete(scope);
@@ -1588,12 +1592,12 @@ export class Task<T = any> implements PromiseLike<T> {
     return this.#thrown?.has(scope) ?? false;
   }
 
-  /** @ignore Whether it will not stop catching `Cancelled`. */
+  /** @ignore Whether it has caught `Cancelled` too often. */
   get _swallows(): boolean {
     return this.#thrown !== null && (this.#thrown.get(this._scope._cancelledBy!) ?? 0) >= SWALLOWED_MAX;
   }
 
-  /** @ignore It has ended, with a value or an error. Returns whether that is an error nobody is there to take. */
+  /** @ignore Ends it, with a value or an error. Returns whether it has failed. */
   _end(value: unknown, threw: boolean): boolean {
     if (threw && this._parent._cancelledBy) blame(value, this.#lastCancelled);
     if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
@@ -1678,7 +1682,7 @@ class Join<T> {
 }
 
 /**
- * A variable of which each task has its own value, and starts with that of the task that created it. After Python's
+ * A variable of which each task has its own value, at first that of the task that created it. After Python's
  * `ContextVar`.
  *
  * @example
@@ -1723,7 +1727,7 @@ export class TaskLocal<T> {
   }
 }
 
-/** Names `cause`, if there is one, as what `error` came in the wake of, unless it names one itself. */
+/** Makes `cause`, if there is one, the cause of `error`, unless it has one already. */
 function blame(error: unknown, cause: unknown): void {
   if (!cause || cause === error || isCancelled(error)) return;
   try {
@@ -1756,7 +1760,7 @@ export interface CancelScopeOptions {
   timeout?: number | undefined;
   /** Cancel the block when the loop's clock shows this time. */
   deadline?: number | undefined;
-  /** Hide what happens to the scopes outside from the block. Default: false. */
+  /** Hide from the block what happens to the scopes outside. Default: false. */
   shield?: boolean | undefined;
   /** Cancel the block when this aborts, with its reason. As long as it may, no wait in the loop is a deadlock. */
   signal?: AbortSignal | undefined;
@@ -1784,7 +1788,7 @@ export class CancelScope {
   get cancelCalled(): boolean {
     return this.#cancelCalled;
   }
-  /** Whether the block really ended by this scope's cancellation. */
+  /** Whether it is this scope's cancellation that ended the block. */
   get cancelledCaught(): boolean {
     return this._caught !== null;
   }
@@ -1886,7 +1890,7 @@ export class CancelScope {
       const task = m instanceof Task ? m : m.#task;
       if (task?._op) waiting.push(task);
     }
-    // Only now: to take an op back may call the program, which may cancel tasks, and that moves them in the tree.
+    // Only now: taking an op back may call the program, which may cancel tasks and so move them in the tree.
     for (const task of waiting) if (task._scope._cancelledBy) this.#loop._interrupt(task, task._scope._cancelledBy);
   }
 
@@ -1982,7 +1986,7 @@ export class CancelScope {
     return new Cancelled(this.#reason, this);
   }
 
-  /** @ignore Names its cancellation as the cause of an error of its block that came in the wake of it. */
+  /** @ignore Makes its cancellation the cause of an error of its block that it led to. */
   _blame(error: unknown): void {
     if (this.#task?._wasThrownBy(this)) blame(error, this._error());
   }
@@ -1990,7 +1994,7 @@ export class CancelScope {
   /** @ignore Whether `error` is the cancellation of this scope or of one around it. */
   _owns(error: unknown): error is Cancelled {
     if (!isCancelled(error) || error._scope === null) return false;
-    return error._scope === this._cancelledBy || this._isIn(error._scope); // The first says it nearly always, at no cost.
+    return error._scope === this._cancelledBy || this._isIn(error._scope); // The first nearly always settles it.
   }
 
   /** @ignore Whether `error` is this scope's own cancellation, which ends here. */
@@ -2315,7 +2319,7 @@ export interface Selector {
   /**
    * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what. What
    * has been closed counts as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select`
-   * will follow, or a `wakeup`: what was set up to end this one may be kept until then.
+   * or a `wakeup` will follow: the timer set for this one may be kept until then.
    */
   select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
   /** Whether `fileobj` is ready for `event`, and nobody watches it for that. Without it the loop registers and polls. */
@@ -2422,7 +2426,7 @@ export class Cancelled extends Error {
   readonly reason: unknown;
   /** How many bytes a cancelled `sockSendall`, `sockSendto` or `Stream.write` had handed over. Not there otherwise. */
   declare bytesSent?: number;
-  // Private, as who prints an error does not want to see the loop that hangs on it.
+  // Private: whoever prints an error does not want the whole loop with it.
   readonly #scope: CancelScope | null;
 
   /** Made by the kernel; programs catch it. */
@@ -2463,7 +2467,7 @@ export class TaskError extends Error {
   override name = "TaskError";
 }
 
-/** Thrown by what never waits where it would have to: `recv` on a socket that is not ready, `getNowait` on an empty queue. */
+/** Thrown by what never waits when it would have to: `recv` on a socket that is not ready, `getNowait` on an empty queue. */
 export class WouldBlock extends Error {
   /** The name of the class. */
   override name = "WouldBlock";
@@ -2483,7 +2487,7 @@ export class BusyError extends Error {
 
 /**
  * Thrown by `run` and `runForever` when nothing can ever wake the tasks that are left: no timer, socket or promise that the
- * loop knows of. A task that waits for ever in a shield stays, and the next run ends so too. If a callback that the loop
+ * loop knows of. A task that waits for ever in a shield stays, and so ends the next run too. If a callback that the loop
  * cannot know of, or another loop, will wake one, but perhaps only after a second, let a task wait for a promise meanwhile
  * (`until`).
  */

@@ -595,7 +595,7 @@ test(
     stopped.stop();
     await first;
     await run(function* (loop) {
-      const waiting = [pool.run(() => 1), signals.get()].map((wait) => loop.createTask(failed(wait)));
+      const waiting = [pool.run(() => 1), signals.get()].map((wait) => loop.createTask(thrownBy(wait)));
       yield* sleep(0);
       pool.close();
       signals.close();
