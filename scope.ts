@@ -7,7 +7,7 @@
  * The rules of a group, which are those of trio's nurseries:
  *
  * - The block ends when every task in it has ended, whichever way it is left.
- * - The first error, of the body or of a task, cancels all others; they are awaited, and the error is thrown. Where there are
+ * - The first error, of the body or of a task, cancels the others; they are awaited, and the error is thrown. If there are
  *   more, an `AggregateError` holds them all.
  * - Its own cancellation ends in it; one from outside passes through it.
  *
@@ -37,7 +37,7 @@ import {
 // -------------------------------------
 
 /**
- * Runs `coro`, but for `ms` milliseconds at most. After trio's `fail_after`.
+ * Runs `coro` for at most `ms` milliseconds. After trio's `fail_after`.
  *
  * @throws {TimeoutError} If the time was up before it ended; its `cause` is the `Cancelled`, with its `bytesSent`.
  * @throws {RangeError} If `ms` is negative or not a number.
@@ -68,8 +68,8 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
 }
 
 /**
- * Runs `coro`, but for `ms` milliseconds at most; returns undefined if the time was up first. After trio's `move_on_after`.
- * To tell that from a coroutine that returns nothing, use `cancelScope` and its `cancelledCaught`.
+ * Runs `coro` for at most `ms` milliseconds; returns undefined if the time was up first. After trio's `move_on_after`.
+ * To tell that from a coroutine that returns undefined, use `cancelScope` and its `cancelledCaught`.
  *
  * @throws {RangeError} If `ms` is negative or not a number.
  *
@@ -89,14 +89,14 @@ export function moveOnAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T | un
 
 /** Options of {@linkcode shield}. */
 export interface ShieldOptions {
-  /** End it after so many milliseconds all the same; `shield` then returns undefined. Default: never. */
+  /** End it after this many milliseconds all the same; `shield` then returns undefined. Default: never. */
   timeout?: number | undefined;
 }
 
 /**
  * Runs `coro` out of reach of every cancellation from outside: for cleanup that has to wait for something. The
- * cancellation comes at the first op after it. Tasks that were started before are not in the shield: to let a group of
- * workers drain, put the group inside, and outside what feeds them.
+ * cancellation comes at the first op after it. Tasks started before are not in the shield: to let a group of workers
+ * drain, put the group inside the shield, and what feeds them outside.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
  *
@@ -126,7 +126,7 @@ export interface ShieldOptions {
  * ```
  */
 export function shield<T>(coro: Coroutine<T>): Coroutine<T>;
-/** The same, with an end. */
+/** The same, with a time limit. */
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions): Coroutine<T | undefined>;
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions = {}): Coroutine<T | undefined> {
   hush(coro);
@@ -141,7 +141,7 @@ export function shield<T>(coro: Coroutine<T>, options: ShieldOptions = {}): Coro
 export class TaskGroup {
   readonly #scope: CancelScope;
   readonly #owner: Task;
-  /** How many tasks have not ended. Those that have are forgotten: a group may live as long as a server. */
+  /** How many of its tasks have not ended. The others are forgotten: a group may live as long as a server. */
   #size = 0;
   #closed = false;
   #abandoned = false;
@@ -163,7 +163,7 @@ export class TaskGroup {
    * Starts a task that lives in the group, and in every scope around the group's block.
    *
    * @throws {Error} If the group's block has ended.
-   * @throws {TypeError} If `options` name a scope.
+   * @throws {TypeError} If `coro` is no coroutine, or `options` name a scope.
    */
   createTask<T>(coro: Coroutine<T>, options?: Pick<TaskOptions, "name">): Task<T> {
     const task = this.#start(coro, options);
@@ -174,10 +174,10 @@ export class TaskGroup {
   /**
    * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
    * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
-   * goes on; if the wait is cancelled, so is the task, ready or not. Where the type of what it says cannot be told from
-   * `body`, name it: `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`.
+   * goes on; if the wait is cancelled, so is the task, ready or not. Where TypeScript cannot infer the type of what it
+   * says, name it: `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`.
    *
-   * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it is cancelled by itself.
+   * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it alone is cancelled.
    * @throws {Error} If it ends without having said so, or the group's block has ended.
    *
    * @example
@@ -265,7 +265,7 @@ export class TaskGroup {
     if (this.#size === 0) this.#empty.unparkAll();
   }
 
-  /** Whether its block has ended by force, or its owner was given up: then nobody throws what its tasks do. */
+  /** Whether its block was ended by force, or its owner given up: then nobody throws the errors of its tasks. */
   get #isOrphaned(): boolean {
     return this.#abandoned || this.#owner.done;
   }
@@ -282,7 +282,7 @@ export class TaskGroup {
     try {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
-        // Whoever has nothing to wait for, again and again, lets others run. What the body has got it keeps, as in trio.
+        // A loop of empty groups must let others run. What the body has got it keeps, as in trio.
         if (this.#size === 0) yield* shield(checkpoint());
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {
@@ -299,12 +299,12 @@ export class TaskGroup {
       if (!this.#closed) this.#abandon();
     }
     if (this.#errors.size > 0) return undefined;
-    // Whoever cancelled the group while its tasks ended still gets what the body had returned.
+    // If the group was cancelled while its tasks ended, it still returns what the body did.
     if (cancelled && !(returned && this.#scope._catches(cancelled))) throw cancelled;
     return returned!.value;
   }
 
-  /** @ignore Throws what went wrong; not in the block, as it is not in the wake of the cancellation that it has caused. */
+  /** @ignore Throws what went wrong; outside the block, as the cancellation that it caused is not its cause. */
   _raise(): void {
     const errors = [...this.#errors];
     if (errors.length === 1) throw errors[0];
@@ -314,7 +314,7 @@ export class TaskGroup {
 
 /**
  * Runs `body`, which may start tasks in the group it is given, and waits until they have all ended. The first error cancels
- * the others, and is thrown when they have ended. Returns what `body` returns; undefined (which its type does not say) if
+ * the others, and is thrown when they have ended. Returns what `body` returns; undefined (which the type does not say) if
  * the group was cancelled before that. After trio's nurseries.
  *
  * @throws The error of the body or of a task; {@linkcode AggregateError} if there is more than one.
@@ -359,7 +359,8 @@ export type Results<C extends readonly Coroutine<any>[]> = {
  * Runs coroutines side by side and returns their values in the order given. The first error cancels the rest.
  *
  * @throws {TypeError} If `coros` is no array, or one of them is no coroutine.
- * @throws {TaskError} If one of them was cancelled by itself.
+ * @throws The first error of a coroutine; {@linkcode AggregateError} if there is more than one.
+ * @throws {TaskError} If one of them alone was cancelled.
  *
  * @example
  * ```ts
@@ -380,18 +381,19 @@ export function all<const C extends readonly Coroutine<any>[]>(coros: C): Corout
 
 function* allOf<C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>> {
   checkArray("all", coros);
-  if (coros.length === 0) yield* checkpoint(); // Whoever waits for all of nothing, again and again, lets others run.
+  if (coros.length === 0) yield* checkpoint(); // A cancellation point, even for nothing.
   const tasks = yield* taskGroup((group) => startEach(group, coros));
   return tasks.map((task) => task.result()) as Results<C>;
 }
 
 /**
  * Runs coroutines side by side and returns the value of the first to end; the others are cancelled, and have cleaned up
- * when it returns. An error that comes first is thrown. The value of a loser that got it in the same turn is dropped: do not
- * race for what must not be lost, such as `queue.get()`, bare.
+ * when it returns. An error that comes first is thrown. A loser that ends in the same turn loses its value: do not race
+ * for what must not be lost, such as a bare `queue.get()`.
  *
  * @throws {TypeError} If there is nothing to run, or `coros` is no array of coroutines.
- * @throws {TaskError} If all of them were cancelled by themselves.
+ * @throws The error of one that fails before any has ended, or cleaning up; {@linkcode AggregateError} if several do.
+ * @throws {TaskError} If each of them was cancelled, and nothing else.
  *
  * @example
  * ```ts
@@ -406,7 +408,7 @@ function* allOf<C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Result
  * ```
  */
 export function race<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>[number]>;
-/** The same, where the type of what wins is to be named. */
+/** The same, where the type of the winner's value has to be named. */
 export function race<T>(coros: readonly Coroutine<T>[]): Coroutine<T>;
 export function race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
   hush(coros);
@@ -428,8 +430,8 @@ function* firstOf<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
 }
 
 /**
- * The body of the groups of `all` and `race`. It is no `function*` within these: to make one at each call takes the engine
- * longer than all the rest of a small group.
+ * The body of the groups of `all` and `race`. Not a `function*` inside these: making one at each call would cost more than
+ * the rest of a small group.
  */
 function* startEach<T>(
   group: TaskGroup,

@@ -1,17 +1,18 @@
 /**
- * sync.ts: what tasks of one loop use to wait for each other.
+ * sync.ts: what the tasks of a loop use to wait for each other.
  *
- * Everything here is made of two ops, `park` and `checkpoint`: between two ops nothing can change. So a primitive is its few
+ * Everything here is made of two ops, `park` and `checkpoint`. Between two ops nothing can change, so a primitive is a few
  * variables and a {@linkcode ParkingLot} for those who wait.
  *
  * The rules:
  *
  * - First come, first served. What is given back goes to whoever has waited longest, before anybody else can take it.
  * - A cancelled wait did not happen: no lock is held, no slot taken, no item gone.
- * - Each wait goes through `ready` once, even if there is nothing to wait for: a place to be cancelled, and others get their
- *   turn.
+ * - Each wait goes through `ready` once, even if there is nothing to wait for: a cancellation point, and a turn for others.
  * - What neither waits nor belongs to a task (`Event.set`, `Semaphore.release`, `putNowait`) may be called from outside the
  *   loop, and wakes it. A lock belongs to a task.
+ * - What is free is taken first and given back if the checkpoint after it does not end well. (Written out each time: as a
+ *   helper it would be one more generator, and cost half as much again.)
  *
  * @module
  */
@@ -62,14 +63,14 @@ export class Event {
     this.#waiters.unparkAll();
   }
 
-  /** Clears it: who waits from now on waits for the next `set`. */
+  /** Clears it: whoever waits from now on waits for the next `set`. */
   clear(): void {
     this.#isSet = false;
   }
 
   /** Waits until it is set. */
   *wait(): Coroutine<void> {
-    // Looked at when the wait begins: it may have been set since the coroutine was made.
+    // Checked when the wait begins: it may have been set since the coroutine was made.
     yield* this.#isSet ? checkpoint() : park(this.#waiters);
   }
 }
@@ -109,8 +110,8 @@ export class Lock {
 
   /**
    * Waits until the lock is free and takes it. The guard it returns releases it, once: `using guard = yield* lock.acquire()`.
-   * (Without `yield*` that locks nothing, and no type tells.) Without `using` it stays taken until {@linkcode release}, also
-   * when its task has ended.
+   * (Without `yield*` that locks nothing, and no type says so.) Without `using` it stays taken until {@linkcode release},
+   * even when its task has ended.
    *
    * @throws {Error} If the task holds it already: it would wait for itself.
    */
@@ -161,7 +162,7 @@ export class Lock {
 
 /** Options of {@linkcode Semaphore}. */
 export interface SemaphoreOptions {
-  /** What `value` cannot grow beyond: a release too many is an error. Default: the initial value; no limit if that is 0. */
+  /** The most that `value` can be: one release too many is an error. Default: the initial value; no limit if that is 0. */
   max?: number | undefined;
 }
 
@@ -191,7 +192,7 @@ export class Semaphore {
    * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or `max` is no whole number.
    */
   constructor(value: number, options: SemaphoreOptions = {}) {
-    // One that starts at 0 is a signal: nobody holds a slot of it, so there is nothing to count the releases against.
+    // One that starts at 0 is a signal: nobody holds a slot, so there is nothing to count releases against.
     const { max = value || Infinity } = options;
     if (!Number.isInteger(value) || value < 0) {
       throw new RangeError(`Cannot make a semaphore of ${kind(value)}: the value must be a whole number from 0 up`);
@@ -235,7 +236,7 @@ export class Semaphore {
   /**
    * Gives a slot back: to the task that has waited longest, if there is one.
    *
-   * @throws {Error} If no slot is taken.
+   * @throws {Error} If no slot is taken: `value` is at its `max`.
    */
   release(): void {
     if (this.#value >= this.#max) throw new Error("Cannot release the semaphore: no slot of it is taken");
@@ -284,19 +285,23 @@ export class Condition {
   /**
    * Makes a condition on `lock`, by default on one of its own.
    *
-   * @throws {TypeError} If `lock` is none.
+   * @throws {TypeError} If `lock` is not a `Lock`.
    */
   constructor(lock: Lock = new Lock()) {
     if (!(lock instanceof Lock)) throw new TypeError(`Cannot make a condition on ${kind(lock)}: it is no Lock`);
     this.#lock = lock;
   }
 
-  /** Waits until the lock is free and takes it. */
+  /** Waits until the lock is free and takes it, as {@linkcode Lock.acquire} does. */
   acquire(): Coroutine<Disposable> {
     return this.#lock.acquire();
   }
 
-  /** Releases the lock. */
+  /**
+   * Releases the lock.
+   *
+   * @throws {Error} If the current task does not hold it.
+   */
   release(): void {
     this.#lock.release();
   }
@@ -329,7 +334,7 @@ export class Condition {
    */
   *waitFor(predicate: () => boolean): Coroutine<void> {
     this.#check("wait for");
-    yield* checkpoint(); // First, as a predicate may take what it finds.
+    yield* checkpoint(); // Before the predicate, which may take what it finds.
     while (!holds(predicate)) yield* this.wait();
   }
 
@@ -347,7 +352,11 @@ export class Condition {
     while (n-- > 0 && this.#waiters.unpark());
   }
 
-  /** Wakes all that wait. */
+  /**
+   * Wakes all that wait.
+   *
+   * @throws {Error} If the current task does not hold the lock.
+   */
   notifyAll(): void {
     this.notify(this.#waiters.length);
   }
@@ -393,12 +402,12 @@ export interface QueueItems<T> {
  * ```
  */
 export class Queue<T> {
-  /** How many items it holds at the most. */
+  /** How many items it holds at most; `Infinity` for no limit. */
   readonly maxsize: number;
   readonly #items: QueueItems<T>;
-  // Discussion: a task that found a slot, or an item, goes through `ready` before it uses it, and may be cancelled there. An
-  // item taken before that would have to be put back, past those that others have taken meanwhile. So what is spoken for is
-  // only counted, and each item stays where it is until its taker runs.
+  // Discussion: a task that found a slot or an item goes through `ready` before it uses it, and may be cancelled there. An
+  // item taken before that would have to be put back, past what others have taken meanwhile. So what is spoken for is only
+  // counted, and each item stays where it is until its taker runs.
   /** Slots spoken for by tasks that are about to put. */
   #promised = 0;
   /** Items spoken for by tasks that are about to get. */
@@ -410,7 +419,7 @@ export class Queue<T> {
   readonly #joiners = new ParkingLot("Queue.join");
 
   /**
-   * Makes a queue of at most `maxsize` items; 0, as the default, means no limit. `items` keeps them, and decides their order.
+   * Makes a queue of at most `maxsize` items; 0, the default, means no limit. `items` keeps them, and decides their order.
    *
    * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
    */
@@ -498,7 +507,7 @@ export class Queue<T> {
     try {
       return this.#take();
     } catch (error) {
-      this.#offerItem(); // A comparison has thrown, and the item is still there.
+      this.#offerItem(); // A comparison threw, and the item is still there.
       throw error;
     }
   }
@@ -517,7 +526,7 @@ export class Queue<T> {
     return this.#take();
   }
 
-  /** Says that no item will be put any more. Whoever waits to put fails; those who get, get what is left. */
+  /** Says that nothing will be put any more. Whoever waits to put fails; those who get, get what is left. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -526,9 +535,9 @@ export class Queue<T> {
   }
 
   /**
-   * Says that one item that was taken has been dealt with.
+   * Says that an item that was taken has been dealt with.
    *
-   * @throws {Error} If that has been said of every item.
+   * @throws {Error} If that has been said of every item already.
    */
   taskDone(): void {
     if (this.#unfinished === 0) {
@@ -564,7 +573,7 @@ export class Queue<T> {
     return item;
   }
 
-  /** Closed, and every item taken: one that is only claimed stays if its getter is cancelled. */
+  /** Closed, with every item taken: one that is only claimed stays if its getter is cancelled. */
   get #drained(): boolean {
     return this.#closed && this.#items.length === 0;
   }
@@ -573,7 +582,7 @@ export class Queue<T> {
     if (this.#drained) throw closedError("get");
   }
 
-  /** Those who wait for an item wait in vain from now on. */
+  /** If it is drained, those who wait for an item wait in vain. */
   #tellDrained(): void {
     if (this.#drained) this.#getters.unparkAll(false);
   }
@@ -611,7 +620,11 @@ function closedError(what: "get" | "put"): ClosedError {
 
 /** A queue that gives the item that was put last. After asyncio's `LifoQueue`. */
 export class LifoQueue<T> extends Queue<T> {
-  /** Makes a queue of at most `maxsize` items; 0, as the default, means no limit. */
+  /**
+   * Makes a queue of at most `maxsize` items; 0, the default, means no limit.
+   *
+   * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
+   */
   constructor(maxsize: number = 0) {
     super(maxsize, new Stack<T>());
   }
@@ -651,6 +664,9 @@ export class PriorityQueue<T> extends Queue<T> {
   /**
    * Makes a queue of at most `maxsize` items; `compare` is as for `Array.sort`. By default items are ordered by `<`, and
    * arrays such as `[priority, item]` by their first elements that differ; objects count as equal.
+   *
+   * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
+   * @throws {TypeError} If `compare` is no function.
    */
   constructor(maxsize: number = 0, compare: (a: T, b: T) => number = inOrder) {
     if (typeof compare !== "function") {
