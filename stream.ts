@@ -2,7 +2,7 @@
  * stream.ts: lines, records and whole servers on top of sockets.
  *
  * A socket gives bytes in the pieces in which the network brought them. A {@linkcode Stream} puts a buffer in between, so
- * that a program can ask for a line, so many bytes, all up to a delimiter. {@linkcode serve} is the other half of a server:
+ * that a program can ask for a line, for n bytes, or for all up to a delimiter. {@linkcode serve} is the rest of a server:
  * it accepts, runs a handler for each connection, and ends in good order.
  *
  * The rules of a stream:
@@ -10,13 +10,13 @@
  * - What is read depends on the bytes alone, never on where the network cut them.
  * - Bytes leave the buffer only when a read returns them. A read that is cancelled, or times out, did not happen.
  * - Bytes are handed out as views of the buffer and not copied; the buffer is only ever extended behind them.
- * - What it gathers has a limit. Whoever goes beyond gets a {@linkcode LimitError}, and the stream goes on behind it.
- * - Each read and write is an op, even if all is there: a place to be cancelled, and others get their turn.
+ * - What it gathers has a limit. A read that goes beyond throws {@linkcode LimitError}, and the stream goes on behind it.
+ * - Each read and write is an op, even if all is there: a cancellation point, and a turn for others.
  *
  * The rules of `serve`:
  *
  * - What goes wrong on one connection concerns that connection: it is closed, the error is reported, the others go on.
- * - What the world does to `accept` is reported and tried again; only mistakes of the program end the server.
+ * - When `accept` fails, that is reported and it is tried again; only mistakes of the program end the server.
  * - It leaves nothing behind: when it returns the listener is closed, and so is every socket it has accepted.
  *
  * @module
@@ -49,7 +49,7 @@ import {
 } from "./loop.ts";
 import { moveOnAfter, race, shield } from "./scope.ts";
 
-/** How many bytes a line may have if nothing else was said: those of a hostile peer would fill the memory. */
+/** How many bytes a line may have by default: a hostile peer's would fill the memory. */
 const LIMIT = 65536;
 /** How many bytes are taken from the socket at once. */
 const READ_MAX = 65536;
@@ -66,11 +66,11 @@ const NEWLINE = encoder.encode("\n");
 // Errors
 // -------------------------------------
 
-/** Thrown by `readExactly` and `readUntil` when the stream ended before they had what they were to read. */
+/** Thrown by `readExactly` and `readUntil` when the stream ends before they have what they were to read. */
 export class IncompleteReadError extends Error {
   /** The name of the class. */
   override name = "IncompleteReadError";
-  /** What came before the end. It is not in the stream any more. */
+  /** What came before the end. It is no longer in the stream. */
   readonly partial: Uint8Array;
   /** How many bytes were asked for; null if it was a delimiter. */
   readonly expected: number | null;
@@ -84,7 +84,7 @@ export class IncompleteReadError extends Error {
   }
 }
 
-/** Thrown by a read that has found more bytes than the stream's `limit` allows. */
+/** Thrown by a read that finds more bytes than the stream's `limit` allows. */
 export class LimitError extends Error {
   /** The name of the class. */
   override name = "LimitError";
@@ -106,7 +106,7 @@ export class LimitError extends Error {
 export interface StreamSocket extends SocketLike {
   /** Closes it; what `send` had taken is still delivered. */
   close(): void;
-  /** Closes it and drops what has not left yet. Without it `close` has to do. */
+  /** Closes it and drops what has not left yet. Without it `close` must do. */
   abort?(): void;
   /** Ends our side of it. Without it the peer sees no end before `close`. */
   closeWrite?(): Coroutine<void>;
@@ -127,7 +127,7 @@ export interface StreamOptions {
  * A buffered stream over a socket. One task reads at a time, and one writes; they may be two. After asyncio's
  * `StreamReader` and `StreamWriter` in one.
  *
- * The arrays it returns are views into larger buffers: `slice()` one to keep little of much, or to transfer it.
+ * The arrays it returns are views into larger buffers: `slice()` one to keep only a part, or to transfer it.
  *
  * @example Lines
  * ```ts
@@ -166,7 +166,7 @@ export interface StreamOptions {
 export class Stream<S extends StreamSocket = StreamSocket> implements Disposable {
   /** The socket below. What is read from it directly is missing here. */
   readonly sock: S;
-  /** How many bytes a line may have. */
+  /** How many bytes `readLine` and `readUntil` may gather. */
   readonly limit: number;
   readonly #limitOfAll: number;
 
@@ -210,9 +210,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   // ---- Reading ----------------------
 
-  /** How many bytes are at hand. At 0 the next read may have to wait for the peer: the time to send what one has put off. */
+  /** How many bytes are at hand. At 0 the next read may have to wait for the peer: the time to send what was put off. */
   get buffered(): number {
-    return this.#skipping ? 0 : this.#length; // What is to be dropped no read will return.
+    return this.#skipping ? 0 : this.#length; // No read will return what is to be dropped.
   }
 
   /**
@@ -231,8 +231,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   }
 
   /**
-   * Reads a line, up to `\n` or `\r\n`, and decodes it as UTF-8, without its end; null at end of stream. What stands there
-   * behind the last line's end is a line too.
+   * Reads a line, up to `\n` or `\r\n`, and decodes it as UTF-8, without its end; null at end of stream. A last line
+   * without an end is a line too.
    *
    * @throws {LimitError} If the line is longer than `limit`. Its rest is dropped: the next read begins behind it.
    */
@@ -308,7 +308,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     return this.#endReading;
   }
 
-  /** What every read begins with. If there is nothing to read at hand it goes on with `#fill`, which is an op itself. */
+  /** What every read begins with. With nothing at hand the read goes on to `#fill`, which is an op itself. */
   *#begin(): Coroutine<void> {
     if (this.#skipping) yield* this.#skip();
     if (this.#length === 0) return;
@@ -316,7 +316,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.#check("read from");
   }
 
-  /** Waits for bytes from the socket; false if there are none to come. */
+  /** Waits for bytes from the socket; false at end of stream. */
   *#fill(max: number = READ_MAX): Coroutine<boolean> {
     if (this.#eof) {
       yield* checkpoint();
@@ -335,7 +335,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
       const bytes = this.#buffer.subarray(this.#from, this.#to);
       const at = indexOf(bytes, delimiter, searched);
       let length = at >= 0 ? at : bytes.length;
-      if (at < 0 && !ended) length -= begun(bytes, delimiter); // The rest of it may come.
+      if (at < 0 && !ended) length -= begun(bytes, delimiter); // Its rest may still come.
       if (delimiter === NEWLINE && (at >= 0 || !ended)) length = lineEnd(bytes, length);
       if (length > this.limit) {
         this.#skipping = delimiter;
@@ -349,14 +349,14 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     }
   }
 
-  /** Drops what was too long. It stays in force until it is done, also if it is cancelled. */
+  /** Drops what was too long. If it is cancelled, the next read goes on with it. */
   *#skip(): Coroutine<void> {
     while (this.#skipping && !this.#drop()) {
       if (!(yield* this.#fill())) return void this.#take(this.#length);
     }
   }
 
-  /** Drops what of that is at hand, and says whether that was all. */
+  /** Drops as much of that as is at hand, and says whether that was all. */
   #drop(): boolean {
     const bytes = this.#buffer.subarray(this.#from, this.#to);
     const at = indexOf(bytes, this.#skipping!, 0);
@@ -389,7 +389,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.#to += bytes.length;
   }
 
-  /** Moves to a buffer with room to spare: each byte is copied twice on the average, however long it gets. */
+  /** Moves to a buffer with room to spare: each byte is copied twice on average, however long it gets. */
   #grow(length: number): void {
     const larger = new Uint8Array(Math.max(2 * length, BUFFER_MIN));
     larger.set(this.#buffer.subarray(this.#from, this.#to));
@@ -409,8 +409,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /**
    * Writes all of `data`; a string as UTF-8. When it returns the socket has taken the bytes, and `data` may be changed.
-   * Cancelled, its error says how many were: `bytesSent`.
+   * If it is cancelled, the error's `bytesSent` says how many it took.
    *
+   * @throws {TypeError} If `data` is neither a string nor a `Uint8Array`.
    * @throws {BusyError} If another task is writing.
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile.
    */
@@ -420,7 +421,12 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     yield* runningLoop().sockSendall(this.sock, bytes);
   }
 
-  /** Ends our side of the stream: the peer sees its end, and can still send. No effect on a socket that cannot. */
+  /**
+   * Ends our side of the stream: the peer sees its end, and can still send. No effect on a socket that cannot.
+   *
+   * @throws {BusyError} If another task is writing.
+   * @throws {ClosedError} If the stream is closed, or gets closed meanwhile.
+   */
   *closeWrite(): Coroutine<void> {
     this.#check("close the write side of");
     if (this.sock.closeWrite) yield* this.sock.closeWrite();
@@ -433,7 +439,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.sock.close();
   }
 
-  /** Closes the socket and drops what has not left yet; where it cannot do that, it is closed. */
+  /** Closes the socket and drops what has not left yet, if the socket can do that. */
   abort(): void {
     this.sock.abort?.();
     this.close();
@@ -457,9 +463,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /**
    * The read side as a web stream, for `pipeTo`, `CompressionStream` and the like. It reads from this stream only when it is
-   * read itself; so a program may read some lines first and pipe the rest. Its chunks are copies. Once it was cancelled, or
-   * has failed, there is another one here, which goes on where it ended. To be asked for inside a task: its reads are tasks
-   * of that loop; each loop has its own.
+   * read itself, so a program may read some lines first and pipe the rest. Its chunks are copies. Once it was cancelled, or
+   * has failed, there is a new one here, which goes on where it ended. Get it inside a task: its reads are tasks of that
+   * loop, and each loop has its own.
+   *
+   * @throws {Error} If no task is running here.
    *
    * @example
    * ```ts
@@ -480,7 +488,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     const pull = (controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>) => {
       task = loop.createTask(this.#readTo(controller, isWanted), { name: `readable of ${this}` });
       return task.then(() => {}, (error) => {
-        forget(); // It is of no use any more; who asks anew may have better luck.
+        forget(); // It is of no use any more; a new one may have better luck.
         throw error;
       });
     };
@@ -490,7 +498,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
       task?.cancel(reason);
       await task?.then(() => {}, () => {}); // After that others can read.
     };
-    // With a high-water mark of 0 nothing is read ahead, so that no bytes are in there that nobody asked for.
+    // With a high-water mark of 0 nothing is read ahead, so it never holds bytes that nobody asked for.
     const readable = new ReadableStream({ pull, cancel }, { highWaterMark: 0 });
     const forget = () => {
       if (this.#readable === readable) this.#readable = null; // By now another may be there.
@@ -512,10 +520,12 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   }
 
   /**
-   * The write side as a web stream. To close it ends our side of the connection. To abort it drops the connection at once,
-   * also in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell that
-   * something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do everywhere; to
-   * close this stream ends that too. To be asked for inside a task: its writes are tasks of that loop; each loop has its own.
+   * The write side as a web stream. Closing it ends our side of the connection. Aborting it drops the connection at once,
+   * even in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell that
+   * something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do everywhere;
+   * closing this stream ends that too. Get it inside a task: its writes are tasks of that loop, and each loop has its own.
+   *
+   * @throws {Error} If no task is running here.
    */
   get writable(): WritableStream<Uint8Array | string> {
     if (this.#writable && isOf(this.#writableLoop)) return this.#writable;
@@ -523,7 +533,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
     const abort = () => this.abort();
     return this.#writable = new WritableStream({
-      // A web stream calls `abort` only when the write under way has ended; one to a peer that does not read never does.
+      // A web stream calls `abort` only after the write under way; one to a peer that does not read never ends.
       start: ({ signal }) => signal.addEventListener("abort", abort),
       write: (chunk) => run(this.write(chunk)),
       close: () => run(this.closeWrite()),
@@ -578,7 +588,7 @@ function matches(bytes: Uint8Array, at: number, wanted: Uint8Array, n: number): 
 // serve
 // -------------------------------------
 
-/** How long `accept` is left alone after it has failed, in milliseconds: what it lacked has to be given back first. */
+/** How long `accept` is left alone after it has failed, in milliseconds: what it lacks must be given back first. */
 const ACCEPT_BACKOFF = 100;
 /** Long enough to finish what is under way, short enough for nobody to think that the program hangs. */
 const DRAIN_TIMEOUT = 1000;
@@ -597,8 +607,8 @@ export interface ServeListener<S extends StreamSocket = StreamSocket, A extends 
 /** Options of {@linkcode serve}. */
 export interface ServeOptions<A extends Addr = Addr> {
   /**
-   * How many handlers run at once; other connections wait in the system's backlog. A socket that goes on delivering when its
-   * handler has ended is not counted.
+   * How many handlers run at once; other connections wait in the system's backlog. A socket that goes on delivering after
+   * its handler has ended is not counted.
    *
    * @default Infinity
    */
@@ -609,11 +619,11 @@ export interface ServeOptions<A extends Addr = Addr> {
    * @default 1000
    */
   drainTimeout?: number | undefined;
-  /** Told of each error of a handler, with its client's address, and of `accept`, without. Default: the loop's `onError`. */
+  /** Told of the errors of handlers, with the client's address, and of `accept`, without. Default: the loop's `onError`. */
   onError?: ((error: unknown, addr?: Addr) => void) | undefined;
   /**
-   * Ends the server when it aborts; `serve` then returns. A handler that waits for its client's next request should hear of
-   * it too: `yield* cancelScope(() => stream.readLine(), { signal })` is undefined then.
+   * Ends the server when it aborts; `serve` then returns. A handler that waits for its client's next request should heed
+   * it too: `yield* cancelScope(() => stream.readLine(), { signal })` is then undefined.
    */
   signal?: AbortSignal | undefined;
   /** Called once, with the listener's address, when the server is about to accept. */
@@ -621,8 +631,8 @@ export interface ServeOptions<A extends Addr = Addr> {
 }
 
 /**
- * Accepts connections and runs `handler` for each, in a task that is named after the client. The socket is closed when its
- * handler ends, whichever way. The listener is the server's from now on.
+ * Accepts connections and runs `handler` for each, in a task named after the client. The socket is closed when its handler
+ * ends, whichever way. The listener is the server's from now on.
  *
  * The server ends when it is cancelled, when `signal` aborts, or when the listener is closed: it stops accepting, lets the
  * handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
@@ -630,7 +640,7 @@ export interface ServeOptions<A extends Addr = Addr> {
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
  * @throws {TypeError} If `listener` is none, `handler` no function, or `signal` no `AbortSignal`.
  * @throws {ClosedError} If `listener` is closed already.
- * @throws {BusyError} If another task accepts from `listener`, which then stays as it is.
+ * @throws {BusyError} If another task accepts from `listener`, which then stays open.
  *
  * @example
  * ```ts
@@ -677,12 +687,12 @@ export function serve<S extends StreamSocket, A extends Addr>(
       `Cannot serve on ${kind(listener)}: it takes a listener, as in serve(listen({ port }), handler)`,
     );
   }
-  // Closed later, it ends a server; closed before, it would be a server that ends at once and says nothing.
+  // Closing it later ends the server; closed before, the server would end at once and say nothing.
   if (listener.closed) throw new ClosedError(`Cannot serve on ${listener}: it is closed`);
   return new Server(listener, handler, { ...options, maxConnections, drainTimeout }).run();
 }
 
-/** Options, with what was left out. */
+/** Options, with the defaults filled in. */
 type Settings<A extends Addr> = ServeOptions<A> & { maxConnections: number; drainTimeout: number };
 
 class Server<S extends StreamSocket, A extends Addr> {
@@ -703,8 +713,8 @@ class Server<S extends StreamSocket, A extends Addr> {
   }
 
   /**
-   * Discussion: a cancellation from outside has to reach the acceptor at once, the handlers only after a while. So these
-   * live in a scope with a shield, in which this task waits too, and the acceptor is a task outside of it.
+   * Discussion: a cancellation from outside has to reach the acceptor at once, the handlers only after a while. So the
+   * handlers live in a shielded scope, in which this task waits too, and the acceptor is a task outside it.
    */
   *run(): Coroutine<void> {
     const loop = runningLoop();
@@ -722,7 +732,7 @@ class Server<S extends StreamSocket, A extends Addr> {
       acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
       yield* untilAskedToEnd(acceptor);
     } finally {
-      // On a BusyError it is somebody else's who accepts from it.
+      // If busy, it belongs to whoever accepts from it.
       if (!(acceptor?.error instanceof BusyError)) this.#listener.close();
       yield* this.#drain(handlers);
     }
@@ -746,7 +756,7 @@ class Server<S extends StreamSocket, A extends Addr> {
 
   *#accept(loop: Loop, handlers: CancelScope): Coroutine<void> {
     for (;;) {
-      // A listener is never writable: whoever waits for that hears when it is closed, and leaves its connections alone.
+      // A listener is never writable, so this wait ends when it is closed, and leaves its connections alone.
       while (this.#isFull) yield* race([this.#someRoom(), writeWait(this.#listener)]);
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
@@ -768,7 +778,7 @@ class Server<S extends StreamSocket, A extends Addr> {
     return this.#connections.size >= this.#options.maxConnections;
   }
 
-  /** It looks in the very step in which it parks: in a race that is a later one than where it was called. */
+  /** Checks again in the very step in which it parks: in a race that is later than the call. */
   *#someRoom(): Coroutine<void> {
     while (this.#isFull) yield* park(this.#room);
   }
@@ -777,7 +787,7 @@ class Server<S extends StreamSocket, A extends Addr> {
     yield* checkRunnable(this.#handler(sock, addr));
   }
 
-  /** Not in a `finally` of `#handle`: where the loop gives a handler up, its task ends, and its coroutine perhaps not. */
+  /** Not in a `finally` of `#handle`: when the loop gives a handler up, its task ends, but perhaps not its coroutine. */
   readonly #release = (task: Task): void => {
     const [sock, addr] = this.#connections.get(task)!;
     this.#connections.delete(task);
@@ -810,9 +820,9 @@ function* untilAskedToEnd(acceptor: Task<void>): Coroutine<void> {
 }
 
 /**
- * Discussion: to show where in a TypeScript file an error was made, the platform opens a file. When there is none left to
- * open, that ends the whole program (seen in 2.9.6), and the report of the shortage would be what the server dies of. Such a
- * stack shows nothing but `accept` anyway; its first line is kept.
+ * Discussion: to show where in a TypeScript file an error was made, Deno opens a file. With no file left to open, that ends
+ * the whole program (seen in 2.9.6): the server would die of its report of the shortage. Such a stack shows nothing but
+ * `accept` anyway; its first line is kept.
  */
 function withoutStack(error: unknown): void {
   if (error instanceof Error && "code" in error && NO_FILE_LEFT.has(error.code)) error.stack = String(error);
@@ -823,16 +833,16 @@ function nameOf(addr: Addr): string | undefined {
   return "port" in addr ? `${addr.hostname}:${addr.port}` : undefined;
 }
 
-/** A task that fails with nobody to join it is how the loop's `onError` hears of something. */
+/** To tell the loop's `onError` of something: a task that fails with nobody to join it. */
 function* fail(error: unknown): Coroutine<void> {
   throw error;
 }
 
 // Discussion: the platform's error classes are none of this file's business, so errors of `accept` are told apart by name.
-// Everything that is in neither list is taken for a passing shortage, such as EMFILE: a server that goes on for no good
-// reason says so ten times a second, one that gives up for no good reason is down.
+// What is in neither list is taken for a passing shortage, such as EMFILE: a server that goes on for no good reason says
+// so ten times a second, one that gives up for no good reason is down.
 
-/** The server was asked to end, or the program is wrong: to try again would not help. */
+/** The server was asked to end, or the program is wrong: trying again would not help. */
 const FATAL = new Set([
   "Cancelled",
   "ClosedError",
@@ -842,7 +852,7 @@ const FATAL = new Set([
   "RangeError",
   "ReferenceError",
 ]);
-/** The shortage whose report must not need a file itself. */
+/** Shortages whose report must not need a file itself. */
 const NO_FILE_LEFT = new Set<unknown>(["EMFILE", "ENFILE"]);
 /** The client was gone before it was accepted, which concerns nobody. */
 const GONE = new Set(["ConnectionReset", "ConnectionAborted", "NotConnected"]);
