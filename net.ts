@@ -5,7 +5,7 @@
  * Deno has no such question; it has promises that *complete*. This file is the bridge, and the only one that knows
  * Deno's sockets.
  *
- * What "ready" means over promises that complete:
+ * What "ready" means when all there is are promises:
  *
  * - *Readable*: a `read()` that was started has completed, and what it brought has not all been taken; or the stream
  *   has ended, or failed, or the socket was closed. `recv` then takes it without waiting.
@@ -21,8 +21,8 @@
  * socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
  *
  * A read or accept cannot be taken back. So when a wait is cancelled it stays armed, and what it brings is kept for whoever
- * reads or accepts next. Nothing is lost. It does not keep the program from ending (but for an accept of TLS, as Deno
- * has it).
+ * reads or accepts next. Nothing is lost. It does not keep the program from ending (except an accept of TLS: Deno
+ * has it so).
  *
  * Each promise gets its handlers the moment it is made; no rejection goes unheard.
  *
@@ -66,22 +66,22 @@ const SMALL_READS = 8;
 const SEND_MAX = 65536;
 /** The largest datagram there is, rounded up, in bytes. */
 const DATAGRAM_MAX = 65536;
-/** How many bytes one direction of a {@linkcode socketPair} holds, besides what its two sockets do. */
+/** How many bytes one direction of a {@linkcode socketPair} holds, besides those in its two sockets. */
 const PIPE_SIZE = 16384;
-/** A loop that never rests makes Deno ask the system for input and output once in so many milliseconds at least... */
+/** A loop that never rests makes Deno ask the system for input and output at least once in this many milliseconds... */
 const SYSTEM_INTERVAL = 5;
-/** ...for which it takes so many of its turns. */
+/** ...which takes this many of Deno's turns. */
 const SYSTEM_TURNS = 64;
-/** A wait that is not over after so many rounds of microtasks is one in which Deno rests, and asks the system. */
+/** In a wait that is not over after this many rounds of microtasks Deno rests, and asks the system. */
 const REST_ROUNDS = 32;
 /** How long a closed socket may go on delivering what was sent, in milliseconds, before the rest is dropped. */
 const LINGER = 10_000;
 /**
- * How much a closed socket goes on to read and drop once its own bytes have left: most of what a peer may send before it
- * reads our answer, and not all of what one sends that never will.
+ * How many bytes a closed socket goes on to read and drop once its own have left: more than most peers send before they
+ * read our answer, and an end to those that never read it.
  */
 const LINGER_MAX = 1 << 24;
-/** After so many reads of what nobody will look at, a closed socket lets others go first. */
+/** After this many reads in a row, a closed socket lets others go first. */
 const LINGER_READS = 8;
 
 // -------------------------------------
@@ -90,11 +90,11 @@ const LINGER_READS = 8;
 
 let nextId = 1;
 
-/** What may keep the program going while something is under way on it. `Deno.Conn` and `Deno.Listener` do. */
+/** What can keep the program from ending while something is under way on it, as `Deno.Conn` and `Deno.Listener` do. */
 interface Holder {
-  /** Lets it do so. */
+  /** Keeps it from ending. */
   ref?(): void;
-  /** Lets the program end all the same. */
+  /** Lets it end. */
   unref?(): void;
 }
 
@@ -179,7 +179,7 @@ export abstract class Pollable implements Selectable, Disposable {
 
 /** A registration. */
 class Key implements SelectorKey {
-  /** Whether it stands in the list of keys to look at, and who comes after it there. */
+  /** Whether it is in the list of keys to look at, and which comes after it there. */
   queued = false;
   next: Key | null = null;
   constructor(
@@ -274,14 +274,14 @@ export class DefaultSelector implements Selector {
   }
 
   #drop(key: Key, event: number): void {
-    if (key.events === event) key.selector = null; // It keeps its last event, for whoever still holds it.
+    if (key.events === event) key.selector = null; // It keeps its last event, for whoever still holds the key.
     else key.events &= ~event;
   }
 
   /**
    * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for one turn of
-   * Deno's event loop. It may return early with nothing, if something was registered meanwhile, say. While one `select` is
-   * under way another makes it return. With `again` a timer may be left behind for the next: `wakeup` or `close` clears it.
+   * Deno's event loop. It may return early with nothing, for instance if something was registered meanwhile. A second
+   * `select` makes one under way return. With `again` a timer may be left behind for the next: `wakeup` or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
    * @throws {ClosedError} If the selector is closed.
@@ -327,7 +327,7 @@ export class DefaultSelector implements Selector {
     }).then(this.#poll);
   }
 
-  /** Notes if this wait lasts. Many do not: a read or write that the system does at once is over in some microtasks. */
+  /** Notes if this wait lasts. Many do not: a read or write that the system does at once is over in a few microtasks. */
   #noteRest(wait: () => void, rounds: number): void {
     if (this.#resolve !== wait) return;
     if (rounds === 0) this.#rested = true;
@@ -338,7 +338,7 @@ export class DefaultSelector implements Selector {
     if (this.#due >= this.#timerDue) return;
     clearTimeout(this.#timer);
     this.#timerDue = this.#due;
-    // A longer delay than this would silently become the shortest; a negative one (it was a slow start) is warned of.
+    // A longer delay would silently become the shortest; a negative one (after a slow start) would print a warning.
     const delay = Math.min(Math.max(Math.ceil(this.#due - performance.now()), 0), 2 ** 31 - 1);
     this.#timer = setTimeout(this.#onTimer, delay);
   }
@@ -401,7 +401,7 @@ export class DefaultSelector implements Selector {
 
   /**
    * Ends every watch and a `select` under way. What was watched may still keep the program from ending, until it is
-   * unregistered or closed. Closing twice is fine.
+   * unregistered or closed itself. Closing twice is fine.
    */
   close(): void {
     this._closed = true;
@@ -432,9 +432,9 @@ class BufferPool {
   /** How many free buffers of each size are kept: 2 MiB in all. */
   static readonly #KEPT = [256, 64, 32, 16];
   readonly #free: Uint8Array<ArrayBuffer>[][] = [[], [], [], []];
-  // Discussion: many connections with much to send use more at once. What they give back is dropped; but it is there
-  // until the garbage collector takes it, and serves till then. So an echo of 100 KiB over 1000 connections, through
-  // `sockRecvInto`, costs 0.56 of what it did (two servers measured in turn).
+  // Discussion: many connections with much to send use more at once. What they give back is dropped, but until the garbage
+  // collector takes it, it can serve again. With that an echo of 100 KiB over 1000 connections, through `sockRecvInto`,
+  // costs 0.56 of what it did (two servers measured in turn).
   readonly #dropped: (WeakRef<Uint8Array<ArrayBuffer>[]> | undefined)[] = [];
 
   /** A buffer of at least `size` bytes, `SEND_MAX` at most. */
@@ -455,7 +455,7 @@ class BufferPool {
 
 const pool = new BufferPool();
 
-/** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What returns a promise never throws. */
+/** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What returns a promise must not throw. */
 export interface Connection {
   /** Our address. */
   readonly localAddr: Addr;
@@ -467,7 +467,7 @@ export interface Connection {
   write(data: Uint8Array): Promise<number>;
   /** Ends our side of the stream. */
   closeWrite(): Promise<void>;
-  /** Ends it all; what is pending rejects. */
+  /** Closes both sides; what is pending rejects. */
   close(): void;
   /** For TCP. */
   setNoDelay?(on?: boolean): void;
@@ -575,7 +575,7 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Takes at most `maxBytes` of what has arrived; an empty array at end of stream, again and again. The array is a view
-   * into a larger buffer whose other parts are not yours; `slice()` it to keep little of much, or to transfer it.
+   * into a larger buffer whose other parts are not yours; `slice()` it to keep only a part, or to transfer it.
    *
    * @throws {WouldBlock} If nothing has arrived.
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
@@ -592,7 +592,7 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * Moves what has arrived into `buffer` and says how many bytes that were; 0 at end of stream.
+   * Moves what has arrived into `buffer` and returns how many bytes that was; 0 at end of stream.
    *
    * @throws {WouldBlock} If nothing has arrived.
    * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
@@ -607,20 +607,20 @@ export class Socket extends Pollable implements SocketLike {
     const length = Math.min(this.#to - this.#from, buffer.length);
     buffer.set(new Uint8Array(this.#slab, this.#from, length));
     this.#from += length;
-    // Once all is taken, the place of what was copied out is free again, that of what was handed out is not.
+    // Once all is taken, the place of what was copied out is free again; that of what was handed out is not.
     if (this.#from === this.#to) this.#from = this.#to = this.#given;
     return length;
   }
 
   #nothing(): Uint8Array<ArrayBuffer> {
     if (this.#readError !== null) throw this.#readError;
-    // And where a write has heard of it, reads see but the end of a stream.
+    // And if a write has had the report, reads see only the end of a stream.
     if (this.#eof && isReset(this.#writeError)) throw this.#writeError;
     if (this.#eof) return new Uint8Array(0);
     throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
   }
 
-  /** Somebody has transferred what `recv` had returned, and with it what has arrived behind that. */
+  /** Somebody transferred what `recv` had returned, and with it what has arrived behind that. */
   #lost(): never {
     const length = this.#to - this.#from;
     this.#forgetInput();
@@ -632,12 +632,12 @@ export class Socket extends Pollable implements SocketLike {
   /**
    * Discussion: a read that is too small for what comes cuts a message in two; its echo leaves in two writes, and the
    * system holds back the second until the first is acknowledged, up to 40 ms later. So the rest of a slab is used only if
-   * it takes more than the read before has brought.
+   * it has room for more than the last read brought.
    */
   #read(): void {
     const rest = this.#slab.byteLength - this.#to;
     const full = this.#to > 0 && rest <= Math.max(this.#lastRead, this.#readSize >> 2);
-    // Who fills a slab with small reads gets a larger one: fresh memory is the most expensive part of such a read.
+    // A slab that small reads fill is followed by a larger one: fresh memory is what costs most in such a read.
     if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
     this.#slabSize = Math.max(this.#slabSize, this.#readSize);
     if (full || this.#slab.byteLength !== this.#slabSize) {
@@ -653,13 +653,13 @@ export class Socket extends Pollable implements SocketLike {
     this.#conn.read(target).then(settled, settled);
   }
 
-  /** A read has brought so many bytes, or null at the end of the stream, or an error. */
+  /** A read has ended: with a number of bytes, null at end of stream, or an error. */
   #onRead(result: unknown): void {
     this.#reading = false;
     if (typeof result !== "number") {
       if (result === null) this.#eof = true;
       else this.#readError = result;
-      // The system tells of a reset once: a write would seem to go well.
+      // The system reports a reset once: the next write would seem to succeed.
       if (isReset(result)) this.#writeError ??= result;
       this.#forgetInput();
     } else if (!this.closed) {
@@ -691,7 +691,7 @@ export class Socket extends Pollable implements SocketLike {
   // ---- Writing ----------------------
 
   /**
-   * Takes what fits of `data` and says how many bytes that are. They are copied: `data` may be changed at once.
+   * Takes what fits of `data` and returns how many bytes that is. They are copied: `data` may be changed at once.
    *
    * @throws {WouldBlock} If there is no room.
    * @throws {TypeError} If `data` is no `Uint8Array`.
@@ -726,7 +726,7 @@ export class Socket extends Pollable implements SocketLike {
     this.#waitingLength = length;
   }
 
-  /** What waits becomes what leaves. */
+  /** What is waiting starts to leave. */
   #write(): void {
     this.#leaving = this.#waiting;
     this.#leavingFrom = 0;
@@ -742,7 +742,7 @@ export class Socket extends Pollable implements SocketLike {
     this.#conn.write(rest).then(settled, settled);
   }
 
-  /** A write has taken so many bytes, or ended with an error. */
+  /** A write has ended: with the number of bytes it took, or an error. */
   #onWritten(result: unknown): void {
     if (typeof result === "number") {
       this.#leavingFrom += result;
@@ -844,8 +844,8 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * Begins something that the platform does to the connection, and waits for it, or for the socket to be closed. Who is
-   * cancelled before that has begun nothing.
+   * Begins something that the platform does to the connection, and waits for it, or for the socket to be closed. If it is
+   * cancelled first, nothing has begun.
    */
   *#until<T>(what: string, begin: () => Promise<T>): Coroutine<T> {
     try {
@@ -868,10 +868,10 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket. Whoever waits on it gets {@linkcode ClosedError}; what `send` had taken is still delivered, for ten
-   * seconds at most. What the peer sends meanwhile is read and dropped, 16 MiB at most once all of ours has left, and then
-   * the connection is cut: to leave in the middle of something long, use {@linkcode abort}. (If nothing was unsent or unread
-   * here, what it still sends may cut our last bytes short, as TCP answers it with a reset. Who must not lose them uses
-   * {@linkcode closeWrite}, and closes when the peer has ended its own side.) Closing twice is fine.
+   * seconds at most. What the peer sends meanwhile is read and dropped, at most 16 MiB once all of ours has left; then the
+   * connection is cut. To leave in the middle of something long, use {@linkcode abort}. (If nothing was unsent or unread
+   * here, TCP answers what the peer still sends with a reset, which may cost it our last bytes. If they must not be lost,
+   * use {@linkcode closeWrite}, and close when the peer has ended its own side.) Closing twice is fine.
    */
   close(): void {
     if (this.closed) return;
@@ -884,7 +884,7 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * Closes the socket, also one that was closed and is still delivering, and drops what has not left this program. The peer
+   * Closes the socket, even one that was closed and is still delivering, and drops what has not left this program. The peer
    * sees the end of the stream, or a reset if something of its own lay unread. (With TLS Deno goes on delivering what it has
    * taken.)
    */
@@ -899,16 +899,16 @@ export class Socket extends Pollable implements SocketLike {
     super._shut();
     this.#forgetInput();
     this.#wakeFlushed();
-    this.#closing?.reject(null); // What is thrown is up to who waits.
+    this.#closing?.reject(null); // Whoever waits throws its own error.
   }
 
   /**
-   * The next step of a closed socket where something was unsent or unread; called again whenever a read or write ends.
+   * The next step of a closed socket that had something unsent or unread; called again whenever a read or write ends.
    *
    * Discussion: TCP answers bytes that arrive at, or lie unread in, a closed socket with a reset, and a reset throws away
    * what the peer has not read yet. So while we deliver we also read, and forget what comes; when all has left we end our
    * side; and only when the peer has ended its own do we let go. A peer that never does is cut off by the linger timer, one
-   * that sends on and on when it has sent 16 MiB more.
+   * that goes on sending after 16 MiB more.
    */
   #linger(): void {
     const broken = this.#readError !== null || this.#writeError !== null;
@@ -921,8 +921,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * The end of a closed socket that has nothing to deliver any more, unless input lies unread in the system: then what was
-   * sent may not have arrived, and letting go would be a reset. One read tells of what Deno knows by the next turn. (Input
-   * that it learns of later, and what is still on its way, is not waited for: that would keep every socket for so long.)
+   * sent may not have arrived, and letting go would be a reset. One read shows what Deno knows by the next turn. (Input that
+   * it learns of later, or that is still on its way, is not waited for: that would keep every socket open that long.)
    */
   #endIfSilent(): void {
     if (this.#eof || this.#readError !== null || this.#writeError !== null) return this.#end();
@@ -935,9 +935,9 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   /**
-   * Discussion: a read from a peer that sends without end completes at once, in a microtask. Were the next one started there
-   * again and again, nothing else would ever run, the linger timer included. So now and then there is a pause of one turn of
-   * Deno's, which counts as a part of the read.
+   * A read of a closed socket has brought `n` bytes. Discussion: a read from a peer that sends without end completes at
+   * once, in a microtask. If each started the next there, nothing else would ever run, the linger timer included. So now
+   * and then there is a pause of one of Deno's turns, which counts as part of the read.
    */
   #onLingerRead(n: number): void {
     if (this.#leaving === null && (this.#lingerBytes += n) > LINGER_MAX) return this.#end();
@@ -953,7 +953,7 @@ export class Socket extends Pollable implements SocketLike {
   #end(): void {
     clearTimeout(this.#lingerTimer);
     clearImmediate(this.#lingerPause);
-    this.#eof = true; // What a read under way may still bring starts no other.
+    this.#eof = true; // So a read under way starts no other when it ends.
     closeQuietly(this.#conn);
   }
 
@@ -1050,7 +1050,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   #onAcceptError(error: unknown): void {
     this.#accepting = false;
     if (this.closed) return;
-    // A client that was gone before it was accepted is no fault of the listener's: the next look arms it again.
+    // A client that left before it was accepted is no error of the listener's: the next look arms it again.
     const gone = error instanceof Deno.errors.NotConnected || error instanceof Deno.errors.ConnectionAborted ||
       error instanceof Deno.errors.ConnectionReset;
     if (!gone) this.#error = error;
@@ -1061,7 +1061,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
    * Takes the connection that has arrived.
    *
    * What went wrong below (too many open files, say) is thrown once, here; the listener goes on, and whoever accepts in a
-   * loop should pause first, since the same may be wrong again.
+   * loop should pause first, since it may go wrong again.
    *
    * @throws {WouldBlock} If none has.
    * @throws {ClosedError} If the listener is closed.
@@ -1170,7 +1170,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   }
 
   /**
-   * Takes the datagram that has arrived, and the address of its sender. Of a longer one than `maxBytes` the rest is lost.
+   * Takes the datagram that has arrived, and its sender's address. What is beyond `maxBytes` is lost.
    *
    * @throws {WouldBlock} If none has.
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
@@ -1189,12 +1189,12 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   }
 
   /**
-   * Sends one datagram to `addr` and says how long it is. It is copied: `data` may be changed at once. What became of it
+   * Sends one datagram to `addr` and returns its length. It is copied: `data` may be changed at once. What became of it,
    * {@linkcode sent} tells.
    *
    * @throws {WouldBlock} If the one before has not left yet.
-   * @throws {TypeError} If `data` is no `Uint8Array`.
-   * @throws {RangeError} If `data` is longer than any datagram can be, or the port of `addr` is none.
+   * @throws {TypeError} If `data` is no `Uint8Array`, or `addr` no address.
+   * @throws {RangeError} If `data` is longer than any datagram can be, or the port of `addr` is not one from 1 to 65535.
    * @throws {ClosedError} If the socket is closed.
    */
   sendto(data: Uint8Array, addr: Addr): number {
@@ -1224,7 +1224,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   }
 
   /**
-   * What became of the last `sendto`: how many bytes have left; or it throws what went wrong.
+   * What became of the last `sendto`: returns how many bytes have left, or throws what went wrong.
    *
    * @throws {WouldBlock} If it is still under way.
    * @throws {ClosedError} If the socket is closed.
@@ -1249,14 +1249,14 @@ export class DatagramSocket extends Pollable implements DatagramLike {
 // A pair in memory
 // -------------------------------------
 
-/** One direction of a pair: what was written and not read, and who waits for that to change. */
+/** One direction of a pair: what was written and not yet read, and who waits for that to change. */
 class Pipe {
   readonly #buffer = new Uint8Array(PIPE_SIZE);
   #from = 0;
   #to = 0;
   #reader: { buffer: Uint8Array; resolve(n: number | null): void; reject(error: Error): void } | null = null;
   #writer: { data: Uint8Array; resolve(n: number): void; reject(error: Error): void } | null = null;
-  /** What reads end with from now on, and what writes do: then nothing more will come. */
+  /** What reads, and what writes, fail with from now on: then nothing more will come. */
   #readError: Error | null = null;
   #writeError: Error | null = null;
 
@@ -1280,7 +1280,7 @@ class Pipe {
     this.#move();
   }
 
-  /** The reader is gone. Says whether it has left something unread. */
+  /** The reader is gone. Returns whether it left something unread. */
   abandon(): boolean {
     const unread = this.#to > this.#from;
     this.#readError ??= new Deno.errors.Interrupted("The connection was closed");
@@ -1498,7 +1498,7 @@ function checkListen(options: ListenOptions | ListenTlsOptions): void {
   }
 }
 
-/** Of some transports Deno would make a confused error, or the end of the process. */
+/** For some transports Deno would throw a confusing error, or end the process. */
 function checkAddress(what: string, options: any, leastPort: number): void {
   checkOptions(what, options);
   const { transport = "tcp", path, port } = options;
@@ -1510,7 +1510,7 @@ function checkAddress(what: string, options: any, leastPort: number): void {
   }
 }
 
-/** An address to send a datagram to. Of some that are none Deno would make others. */
+/** Checks where to send a datagram. Some things that are no address Deno would take for one. */
 function checkReceiver(addr: Addr, from: Addr): void {
   if (typeof addr !== "object" || addr === null) {
     throw new TypeError(
@@ -1526,7 +1526,7 @@ function checkReceiver(addr: Addr, from: Addr): void {
   checkPort("send to", port, 1);
 }
 
-/** With options it does not like, `Deno.startTls` takes the connection along. */
+/** Checked here because `Deno.startTls` closes the connection when it refuses its options. */
 function checkTlsOptions(options: StartTlsOptions): void {
   if (typeof options !== "object" || options === null) {
     throw new TypeError(`Cannot start TLS with ${kind(options)}: it takes options such as { hostname: "localhost" }`);
@@ -1548,14 +1548,14 @@ function checkPort(what: string, port: unknown, least: number): void {
   }
 }
 
-/** A connection that is made though nobody waits for it any more is closed. */
+/** Closes a connection that is made after all though nobody waits for it any more. */
 function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal): C {
   if (signal.aborted) closeQuietly(conn);
   else signal.addEventListener("abort", () => closeQuietly(conn));
   return conn;
 }
 
-/** By hand, as `Deno.connectTls` itself would go on with an attempt that nobody wants any more, for minutes perhaps. */
+/** In two steps: `Deno.connectTls` would go on with an attempt that nobody wants any more, perhaps for minutes. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
   const { hostname = "127.0.0.1", port, cert, key } = options as
     & Deno.ConnectTlsOptions
@@ -1570,7 +1570,7 @@ async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise
   }
 }
 
-/** Errors of the handshake are those of the connecting, not of the first read. */
+/** So that errors of the handshake belong to connecting, not to the first read. */
 async function shakeHands(connecting: Promise<Deno.TlsConn>, signal: AbortSignal): Promise<Deno.TlsConn> {
   const conn = closeOnAbort(await connecting, signal);
   try {
@@ -1593,7 +1593,7 @@ function network(): Network {
   return runningLoopOrNull()?.network ?? denoNetwork;
 }
 
-/** One of the things that not every network has. */
+/** A function that not every network has. */
 function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): NonNullable<Network[K]> {
   const net = network();
   const found = net[what];
@@ -1604,9 +1604,9 @@ function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): N
 /**
  * Opens a listening socket on TCP or a Unix path. Options are `Deno.listen`'s.
  *
- * @throws {RangeError} If the port is none.
+ * @throws {RangeError} If the port is not one from 0 to 65535.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
- * @throws {Deno.errors.NotCapable} If the program may not.
+ * @throws {Deno.errors.NotCapable} If the program has no permission (`--allow-net`).
  * @throws {Deno.errors.NotSupported} If `reusePort` is asked for and Deno runs without `--unstable-net`.
  *
  * @example
@@ -1622,7 +1622,7 @@ export function listen(
 ): Listener<Addr & { transport: "tcp" }>;
 /** The same, on a Unix path. */
 export function listen(options: ListenOptions & { transport: "unix" }): Listener<Addr & { transport: "unix" }>;
-/** The same, where it is not known before which it will be. */
+/** The same, where the transport is known only at run time. */
 export function listen(options: ListenOptions): Listener;
 export function listen(options: ListenOptions): Listener {
   return network().listen(options) as Listener;
@@ -1633,12 +1633,12 @@ export function listen(options: ListenOptions): Listener {
  * a client which is slow with it, or fails it, holds up nobody; the handshake happens with the first bytes, or in
  * {@linkcode Socket.handshake}, and its errors come there.
  *
- * A connection that is closed, or aborted, before its handshake is through, or while the peer does not read, stays open
- * below, in Deno, until the peer goes on or goes away: count on that where peers are not trusted.
+ * A connection that is closed, or aborted, before its handshake is done, or while the peer does not read, stays open
+ * inside Deno until the peer goes on or goes away: reckon with that where peers are not trusted.
  *
- * @throws {RangeError} If the port is none.
+ * @throws {RangeError} If the port is not one from 0 to 65535.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
- * @throws {Deno.errors.InvalidData} If certificate or key are none.
+ * @throws {Deno.errors.InvalidData} If the certificate or key is invalid.
  */
 export function listenTls(options: ListenTlsOptions): Listener<Addr & { transport: "tcp" }> {
   return optional("listenTls")(options) as Listener<Addr & { transport: "tcp" }>;
@@ -1646,10 +1646,10 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
 
 /**
  * Connects to a TCP address or a Unix path. Options are `Deno.connect`'s, or the address of a listener or socket. Cancelled,
- * it leaves no connection behind.
+ * it leaves no connection behind. It has no deadline of its own: put it in `failAfter`.
  *
- * @throws {RangeError} If the port is none.
- * @throws {TypeError} If the transport is another.
+ * @throws {RangeError} If the port is not one from 1 to 65535.
+ * @throws {TypeError} If the transport is neither TCP nor a Unix path.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  */
 export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
@@ -1658,28 +1658,27 @@ export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
 
 /**
  * Connects with TLS: the socket is there when both sides have agreed. Options are `Deno.connectTls`'s. Cancelled, it
- * leaves no connection behind, but for two cases: one that is closed in the middle of the handshake Deno keeps open below
- * until the peer goes on or goes away; and with a certificate of ours (`cert`) Deno goes on with an attempt to connect until
- * the system gives up.
+ * leaves no connection behind, with two exceptions: in the middle of the handshake Deno keeps it open until the peer goes
+ * on or goes away; and with a certificate of our own (`cert`) Deno goes on trying to connect until the system gives up.
  *
- * @throws {RangeError} If the port is none.
- * @throws {TypeError} If an option is none that Deno takes.
+ * @throws {RangeError} If the port is not one from 1 to 65535.
+ * @throws {TypeError} If an option is one that Deno does not take.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
- * @throws {Deno.errors.InvalidData} If the peer's certificate is not to be trusted.
+ * @throws {Deno.errors.InvalidData} If the peer's certificate is not trusted.
  */
 export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
   return (yield* checkRunnable(optional("connectTls")(options))) as Socket;
 }
 
 /**
- * Goes on with TLS, as its client, on a connection that began without. Waits until what was sent has left; after that
- * `sock` is closed and the socket that is returned has its place. Refused, `sock` is as it was; cancelled later, or if the
- * sides do not agree, the connection is closed (in the middle of the handshake as {@linkcode connectTls} does it).
+ * Switches a connection that began without TLS to it, as the client. Waits until what was sent has left; after that
+ * `sock` is closed and the socket that is returned takes its place. If it is refused, `sock` is as it was; if it is
+ * cancelled later, or the sides do not agree, the connection is closed (or kept by Deno, as {@linkcode connectTls} says).
  *
- * A `Stream` over `sock` may hold bytes that came before TLS, and that anybody may have written: go on only if its
+ * A `Stream` over `sock` may hold bytes that came before TLS, which anybody may have written: go on only if its
  * `buffered` is 0, and with a new stream.
  *
- * @throws {TypeError} If `sock` is not a TCP socket of Deno's, or `options` are none.
+ * @throws {TypeError} If `sock` is not a TCP socket of Deno's, or `options` are not right.
  * @throws {BusyError} If a task waits on `sock`, or it holds bytes that were not read.
  * @throws {ClosedError} If `sock` is closed.
  */
@@ -1691,7 +1690,7 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
   try {
     conn = yield* until((signal) => shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal));
   } catch (error) {
-    closeQuietly(plain); // Deno has taken it by now, unless it does not like the options.
+    closeQuietly(plain); // Deno has taken it by now, unless it refused the options.
     throw error;
   }
   return new Socket(conn as Connection);
@@ -1700,7 +1699,7 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
 /**
  * Opens a socket for UDP datagrams. Options are `Deno.listenDatagram`'s; Deno must run with `--unstable-net`.
  *
- * @throws {RangeError} If the port is none.
+ * @throws {RangeError} If the port is not one from 0 to 65535.
  * @throws {Deno.errors.AddrInUse} If another socket receives there.
  * @throws {Deno.errors.NotSupported} If Deno runs without `--unstable-net`.
  */
