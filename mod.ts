@@ -1,7 +1,6 @@
 /**
- * An event loop that one can read, watch and trust: coroutines are generators that yield what they wait for as plain data, a
- * loop of a few lines moves them between `ready` and a selector, and structured concurrency, sockets and streams are built on
- * that.
+ * An event loop you can read, watch and trust: coroutines are generators that yield what they wait for as plain data, a loop
+ * of a few lines moves them between `ready` and a selector, and structured concurrency, sockets and streams are built on that.
  *
  * ```ts
  * import { Loop, sleep, taskGroup } from "@yieldloop/yieldloop";
@@ -19,7 +18,7 @@
  * }));
  * ```
  *
- * The kernel is in `loop.ts`, which is made to be read first.
+ * The kernel is in `loop.ts`; read that first.
  *
  * @module
  */

@@ -1,21 +1,21 @@
 /**
  * process.ts: the process around the loop, its signals and its workers.
  *
- * A signal comes from outside the program, and work that burns CPU has to get out of the loop's thread. To wait for either
- * is built on one op, `until`, and on the primitives of `sync.ts`.
+ * A signal comes from outside the program, and work that burns CPU has to leave the loop's thread. Waiting for either is
+ * built on one op, `until`, and on the primitives of `sync.ts`.
  *
  * The rules:
  *
- * - What listens is taken off when the wait or the block is over, cancelled too: a program without a listener has the
- *   platform's own answer to a signal again, which for most is to end.
+ * - A listener is removed when its wait or block is over, however it ends: the program then answers the signal as the
+ *   platform does, which for most signals is to end.
  * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown to whoever
- *   waits. (But for memory: where a worker gets no more of it, Deno ends the program.)
- * - To cancel a run is to terminate its thread. A thread that may be in disorder is never used again.
+ *   waits. (Except for memory: when a worker runs out of it, Deno ends the program.)
+ * - To cancel a run is to terminate its thread. A thread in doubt is never used again.
  *
  * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of
- * `node:worker_threads`, which Deno has built in, and which is loaded at the first run. Discussion: the `Worker` of the web
- * would be closer at hand, but idle ones keep the program from ending, and one that computes does so even when terminated.
- * Neither kind stops at once in the middle of a computation: Deno 2.9 lets the thread go and may take seconds to stop it.
+ * `node:worker_threads`, which Deno has built in, and which is loaded at the first run. Discussion: the web's `Worker` would
+ * be closer at hand, but an idle one keeps the program from ending, and a computing one even when terminated. Neither kind
+ * stops at once in the middle of a computation: Deno 2.9 lets the thread go and may take seconds to stop it.
  *
  * @module
  */
@@ -39,13 +39,13 @@ import { Lock, Semaphore } from "./sync.ts";
 // Signals
 // -------------------------------------
 
-/** How many signals a {@linkcode SignalQueue} keeps; a flood nobody takes from must not fill the memory. */
+/** How many signals a {@linkcode SignalQueue} keeps; a flood that nobody reads must not fill the memory. */
 const SIGNALS_MAX = 1024;
 
 /**
  * Waits for one delivery of a signal, or of one of several, and returns its name. It listens from its first step until it
- * returns or throws. A signal that comes before that or after it has the platform's own effect; to miss none in between
- * two waits, use a {@linkcode SignalQueue}.
+ * returns or throws. A signal that comes before or after that has the platform's own effect; to miss none between two
+ * waits, use a {@linkcode SignalQueue}.
  *
  * @throws {TypeError} If no signal is named, or the platform knows none of that name.
  *
@@ -68,7 +68,7 @@ function* nextSignal(names: Deno.Signal[]): Coroutine<Deno.Signal> {
 }
 
 /**
- * Listens to signals from when it is made until it is closed, and keeps them in the order they came; beyond 1024 they are
+ * Listens for signals from when it is made until it is closed, and keeps them in the order they came; beyond 1024 they are
  * dropped. (The platform may take two of the same name for one if they come faster than it looks.) A task that waits keeps
  * the program going; a queue that only listens does not. After curio's `SignalQueue`.
  *
@@ -109,13 +109,13 @@ export class SignalQueue {
     }
   }
 
-  /** How many have come and were not taken. */
+  /** How many have come and were not taken yet. */
   get size(): number {
     return this.#arrived.length;
   }
 
   /**
-   * Waits for a signal and returns its name. Cancelled, it leaves what comes to the next.
+   * Waits for a signal and returns its name. If it is cancelled, the next `get` gets what comes.
    *
    * @throws {ClosedError} If the queue is closed and nothing is left in it.
    */
@@ -133,10 +133,10 @@ export class SignalQueue {
   }
 
   *#nextArrival(): Coroutine<void> {
-    // Deno does not count a listener among what keeps a program going; a task that waits for it has to.
+    // To Deno a listener is no reason to keep the program going; a task that waits for it is.
     this.#hold = setInterval(() => {}, 2 ** 31 - 1);
     try {
-      // A new one for each wait: one that is cancelled leaves nothing with the next.
+      // A new one for each wait: a cancelled wait leaves nothing to the next.
       yield* until(() => (this.#arrival = Promise.withResolvers()).promise);
     } finally {
       clearInterval(this.#hold);
@@ -206,7 +206,7 @@ const TERMINATE_MAX = 1000;
 
 /** Options of {@linkcode runInWorker} and {@linkcode WorkerPool.run}. */
 export interface WorkerRunOptions {
-  /** What of the arguments is moved to the worker instead of copied, such as an `ArrayBuffer`. Default: nothing. */
+  /** Which parts of the arguments are moved to the worker, not copied: an `ArrayBuffer`, say. Default: none. */
   transfer?: Transferable[] | undefined;
   /** The name of the function that a module exports. Default: `"default"`. */
   exportName?: string | undefined;
@@ -215,16 +215,16 @@ export interface WorkerRunOptions {
 /** Options of {@linkcode WorkerPool}. */
 export interface WorkerPoolOptions {
   /**
-   * Told of an error that came up in a worker after its run was over, and before its next: during that it is taken for one
-   * of it. Default: prints it to stderr.
+   * Told of an error that a worker throws after its run is over and before its next one begins; during that it counts as an
+   * error of that run. Default: prints it to stderr.
    */
   onError?: ((error: unknown) => void) | undefined;
 }
 
 /**
  * Runs a function in a thread of its own, so that the loop goes on while it computes, and returns its result (awaited, if
- * it is a promise). If the wait is cancelled the thread is terminated, and the loop goes on at once; a computation in it may
- * take Deno some seconds to stop, so one that has to stop at once looks at a flag in shared memory.
+ * it is a promise). If the wait is cancelled the thread is terminated, and the loop goes on at once; Deno may take some
+ * seconds to stop a computation in it, so one that has to stop at once should watch a flag in shared memory.
  *
  * The function travels as its source text: it must stand on its own and can use nothing of the file around it but the
  * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`,
@@ -232,9 +232,9 @@ export interface WorkerPoolOptions {
  * To run more than that, give the address of a module, `new URL("./job.ts", import.meta.url)`, whose default export is
  * called; that needs the permission to read it.
  *
- * An error thrown in there, or that nobody caught in there, is thrown here, with its name, message, stack and cause, as one
- * of the built-in classes or a plain `Error`. What it posts by `postMessage` goes nowhere; to tell how far it is, give it a
- * `MessagePort` among the arguments, and in `transfer`.
+ * An error thrown in the thread, or left uncaught there, is thrown here, with its name, message, stack and cause, as one of
+ * the built-in classes or a plain `Error`. What it posts with `postMessage` goes nowhere; to report progress, give it a
+ * `MessagePort` among the arguments and in `transfer`.
  *
  * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
  * @throws {Error} If the worker ends without a result.
@@ -273,10 +273,10 @@ function* runAlone(job: Job): Coroutine<unknown> {
 }
 
 /**
- * Threads that take turns at what they are given to run. One is started when it is first needed, and used again if its run
- * ended well or threw: what that left behind in `globalThis`, the next finds. One whose run was cancelled, or that left an
- * error uncaught, is ended, and another takes its place. Whoever finds no thread free waits, first come first served. Idle
- * threads do not keep the program from ending.
+ * Threads that share the work they are given. One is started when it is first needed, and used again if its run returned or
+ * threw: what that left in `globalThis`, the next run finds. A thread whose run was cancelled, or that left an error
+ * uncaught, is ended, and another takes its place. If no thread is free, runs wait, first come first served. Idle threads
+ * do not keep the program from ending.
  *
  * @example
  * ```ts
@@ -292,7 +292,7 @@ function* runAlone(job: Job): Coroutine<unknown> {
  * ```
  */
 export class WorkerPool {
-  /** How many threads there are at the most. */
+  /** How many threads there are at most. */
   readonly size: number;
   readonly #slots: Semaphore;
   readonly #idle: Thread[] = [];
@@ -355,7 +355,7 @@ export class WorkerPool {
   *_run(job: Job): Coroutine<unknown> {
     this.#checkOpen();
     const { loop } = currentTask();
-    // To wait for what a task of another loop gives back is to wait for something outside.
+    // A thread that a task of another loop will give back comes from outside.
     if (this.#slots.value === 0) { for (const other of this.#users.keys()) loop._noteWait(other); }
     this.#users.set(loop, (this.#users.get(loop) ?? 0) + 1);
     try {
@@ -433,13 +433,13 @@ interface Request {
   args: readonly unknown[];
 }
 
-/** A request and what of it is moved. */
+/** A request, and which parts of it are moved. */
 interface Job {
   request: Request;
   transfer: Transferable[];
 }
 
-/** What a thread answers. `stray` marks what nobody in there caught; the key, that it is no message of the function's. */
+/** What a thread answers. `stray` marks an uncaught error; `key` tells it from messages that the function posts. */
 interface Answer {
   key: string;
   value?: unknown;
@@ -499,7 +499,7 @@ class Thread {
     this.#onStray = onStray;
     worker.unref(); // Only a job keeps the program from ending.
     worker.on("message", (message: any) => {
-      if (message?.key === this.#key) this.#hear(message); // What else comes, the function has posted itself.
+      if (message?.key === this.#key) this.#hear(message); // Anything else the function has posted itself.
     });
     worker.on("messageerror", (error: unknown) => this.#fail(error));
     worker.on("error", (error: unknown) => this.#fail(error));
@@ -519,10 +519,10 @@ class Thread {
       this.#worker.postMessage(request, transfer as any);
     } catch (error) {
       this.#job = null;
-      promise.catch(() => {}); // Closed as well, maybe; and nobody waits for it.
+      promise.catch(() => {}); // The pool may have been closed too, and nobody waits for it.
       throw error;
     }
-    if (this.#job) this.#worker.ref(); // To copy an argument may call the program, which may close the pool.
+    if (this.#job) this.#worker.ref(); // Copying an argument may run a getter, which may close the pool.
     return promise;
   }
 
@@ -544,7 +544,7 @@ class Thread {
     else job?.resolve(answer.value);
   }
 
-  /** It is in disorder: whatever it does, it cannot be used again. */
+  /** Something went wrong outside a run's own error: it cannot be used again. */
   #fail(error: unknown): void {
     if (this.#ended) return;
     if (!this.#job) this.#onStray(error);
@@ -583,7 +583,7 @@ function serveJobs(require: any, key: string): void {
   const process = require("node:process");
   (globalThis as any).self ??= globalThis; // As in every other thread: this kind comes without.
   const known = new Map<string, (...args: any[]) => unknown>();
-  // As text, since a registry that looks for imports would warn of one whose address it cannot know.
+  // As text: a registry that scans for imports would warn of one whose address it cannot know.
   const load: (module: string) => Promise<any> = (0, eval)("(module) => import(module)");
 
   async function find({ source, module, exportName }: Request): Promise<(...args: any[]) => unknown> {
@@ -604,7 +604,7 @@ function serveJobs(require: any, key: string): void {
     }
   }
 
-  /** Errors may hang together in circles: each is taken apart once, and 64 of them at the most. */
+  /** Causes may form circles: each error is taken apart once, and at most 64 of them. */
   function inParts(thrown: any, seen: Set<unknown> = new Set()): Thrown {
     if (!(thrown instanceof Error)) return { other: thrown };
     const { name, message, stack, cause } = thrown;
@@ -644,7 +644,7 @@ function serveJobs(require: any, key: string): void {
     try {
       port.postMessage({ key, thrown: inParts(thrown), stray });
     } catch (error) {
-      port.postMessage({ key, thrown: inParts(error), stray }); // It threw something that cannot be copied.
+      port.postMessage({ key, thrown: inParts(error), stray }); // What it threw cannot be copied.
     }
   }
 
