@@ -352,7 +352,7 @@ export class Loop {
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
-   * @throws {TypeError} If `coro` is no coroutine, or already a task's.
+   * @throws {TypeError} If `coro` is not a coroutine, or already a task's.
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
@@ -394,7 +394,7 @@ export class Loop {
    */
   *sockAccept<S extends SocketLike, A extends Addr>(listener: ListenerLike<S, A>): Coroutine<[S, A]> {
     if (typeof listener?.accept !== "function") {
-      throw new TypeError(`Cannot accept from ${kind(listener)}: it is no listener`);
+      throw new TypeError(`Cannot accept from ${kind(listener)}: it is not a listener`);
     }
     for (;;) {
       yield ["read_wait", listener];
@@ -431,7 +431,7 @@ export class Loop {
    * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. For messages of a few
    * kilobytes it is cheaper than `sockRecv`, which returns memory that is never read into again.
    *
-   * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
+   * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty.
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
@@ -453,7 +453,7 @@ export class Loop {
    * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is
    * cancelled, the error's `bytesSent` says how many were.
    *
-   * @throws {TypeError} If `data` is no `Uint8Array`.
+   * @throws {TypeError} If `data` is not a `Uint8Array`.
    * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
@@ -504,7 +504,7 @@ export class Loop {
    * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that were. If it is
    * cancelled, the error's `bytesSent` says whether it was handed over.
    *
-   * @throws {TypeError} If `data` is no `Uint8Array`.
+   * @throws {TypeError} If `data` is not a `Uint8Array`.
    * @throws {BusyError} If another task is still sending on `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
@@ -1081,7 +1081,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
   }],
   ["park", {
     start(task, lot: ParkingLot<any>) {
-      if (!(lot instanceof ParkingLot)) throw new TypeError(`Cannot park in ${lot}: it is no ParkingLot`);
+      if (!(lot instanceof ParkingLot)) throw new TypeError(`Cannot park in ${lot}: it is not a ParkingLot`);
       lot._add(task);
     },
     cancel: (task, lot: ParkingLot<any>) => lot._remove(task),
@@ -1093,7 +1093,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
       task._pending = wait;
       const promise = typeof source === "function" ? source(controller.signal) : source;
       if (typeof promise?.then !== "function") {
-        throw new TypeError(`Cannot wait until ${kind(promise)}: it is no promise`);
+        throw new TypeError(`Cannot wait until ${kind(promise)}: it is not a promise`);
       }
       if (promise instanceof Task) {
         if (task._pending === wait) untilEnded(task, promise, controller.signal);
@@ -1172,7 +1172,7 @@ export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
   throw noCoroutine("Cannot run", coro, (right) => right);
 }
 
-/** @ignore Throws `TypeError` if `body` is no function that makes a coroutine. */
+/** @ignore Throws `TypeError` if `body` is not a function that makes a coroutine. */
 export function checkBody(taker: string, body: unknown): void {
   if (typeof body === "function") return;
   throw new TypeError(`Cannot run ${kind(body)}: ${taker} takes a function, as in ${taker}(function* () { ... })`);
@@ -1191,14 +1191,14 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
   return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
 }
 
-/** @ignore Throws `RangeError` if `ms` is no duration. */
+/** @ignore Throws `RangeError` if `ms` is not a duration. */
 export function checkDuration(what: string, ms: number): void {
   if (typeof ms !== "number" || !(ms >= 0)) {
     throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
   }
 }
 
-/** @ignore Throws `RangeError` if `maxBytes` is no number of bytes to read. */
+/** @ignore Throws `RangeError` if `maxBytes` is not a number of bytes to read. */
 export function checkMaxBytes(maxBytes: number): void {
   if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
     throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
@@ -1206,7 +1206,7 @@ export function checkMaxBytes(maxBytes: number): void {
 }
 
 function noSocket(sock: unknown): TypeError {
-  return new TypeError(`Cannot recv on ${kind(sock)}: it is no socket to receive from`);
+  return new TypeError(`Cannot recv on ${kind(sock)}: it is not a socket to receive from`);
 }
 
 /** Somebody else took what the socket was ready for: the caller waits on. Any other error is thrown. */
@@ -1216,7 +1216,7 @@ function waitOn(error: unknown): void {
 
 function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
   if (typeof (sock?.send ?? sock?.sendto) !== "function") {
-    throw new TypeError(`Cannot send on ${kind(sock)}: it is no socket`);
+    throw new TypeError(`Cannot send on ${kind(sock)}: it is not a socket`);
   }
   if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
   sock.sending = true;
@@ -1235,13 +1235,13 @@ function checkLoopOptions({ selector, clock, onError, trace }: LoopOptions): voi
   }
 }
 
-/** @ignore Throws `TypeError` if `signal` is given and no `AbortSignal`. */
+/** @ignore Throws `TypeError` if `signal` is given and is not an `AbortSignal`. */
 export function checkSignal(what: string, signal: unknown): void {
   if (signal === undefined || signal instanceof AbortSignal) return;
   throw new TypeError(`Cannot ${what} with the signal ${kind(signal)}: it must be an AbortSignal`);
 }
 
-/** @ignore Throws `TypeError` if `data` is no `Uint8Array`. */
+/** @ignore Throws `TypeError` if `data` is not a `Uint8Array`. */
 export function checkBytes(what: string, data: unknown): void {
   if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
@@ -1295,7 +1295,7 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
   if (Object.prototype.toString.call(op) === "[object Generator]") {
     return new TypeError("Cannot yield a coroutine: the * is missing, write yield* f()");
   }
-  return new TypeError(`Cannot yield ${kind(op)}: it is no op; write yield* f(), or an op such as ["sleep", 10]`);
+  return new TypeError(`Cannot yield ${kind(op)}: it is not an op; write yield* f(), or an op such as ["sleep", 10]`);
 }
 
 /** @ignore A value in words that are safe to print. */
@@ -1469,10 +1469,10 @@ export class Task<T = any> implements PromiseLike<T> {
   /**
    * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error.
    *
-   * @throws {TypeError} If `callback` is no function.
+   * @throws {TypeError} If `callback` is not a function.
    */
   addDoneCallback(callback: (task: Task<T>) => void): void {
-    if (typeof callback !== "function") throw new TypeError(`Cannot call back ${kind(callback)}: it is no function`);
+    if (typeof callback !== "function") throw new TypeError(`Cannot call back ${kind(callback)}: it is not a function`);
     this._watchers++;
     if (this.done) callback(this);
     else if (this.#callbacks) this.#callbacks.push(callback);
@@ -1975,7 +1975,7 @@ export class CancelScope {
     if (scope instanceof CancelScope && scope.#loop === loop && !scope.#left) return;
     hush(coro); // Nobody will wait for it.
     if (!(scope instanceof CancelScope)) {
-      throw new TypeError(`Cannot create a task in ${kind(scope)}: it is no CancelScope`);
+      throw new TypeError(`Cannot create a task in ${kind(scope)}: it is not a CancelScope`);
     }
     if (scope.#loop !== loop) throw new Error("Cannot create a task in this scope: it is in another loop");
     throw new Error("Cannot create a task in this scope: its block has ended");
@@ -2018,7 +2018,7 @@ const DEADLINE = "the deadline has passed";
  * `CancelScope`.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
- * @throws {TypeError} If `body` is no function, or `signal` no `AbortSignal`.
+ * @throws {TypeError} If `body` is not a function, or `signal` not an `AbortSignal`.
  *
  * @example
  * ```ts

@@ -239,7 +239,7 @@ export class DefaultSelector implements Selector {
   register(fileobj: Selectable, events: number, data?: unknown): SelectorKey {
     if (!(fileobj instanceof Pollable)) {
       throw new TypeError(
-        `Cannot wait for ${kind(fileobj)}: it is no socket or listener of listen(), connect() and the like`,
+        `Cannot wait for ${kind(fileobj)}: it is not a socket or listener of listen(), connect() and the like`,
       );
     }
     if (events !== EVENT_READ && events !== EVENT_WRITE && events !== (EVENT_READ | EVENT_WRITE)) {
@@ -595,7 +595,7 @@ export class Socket extends Pollable implements SocketLike {
    * Moves what has arrived into `buffer` and returns how many bytes that was; 0 at end of stream.
    *
    * @throws {WouldBlock} If nothing has arrived.
-   * @throws {TypeError} If `buffer` is no `Uint8Array`, or an empty one.
+   * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty.
    * @throws {ClosedError} If the socket is closed.
    */
   recvInto(buffer: Uint8Array): number {
@@ -694,7 +694,7 @@ export class Socket extends Pollable implements SocketLike {
    * Takes what fits of `data` and returns how many bytes that is. They are copied: `data` may be changed at once.
    *
    * @throws {WouldBlock} If there is no room.
-   * @throws {TypeError} If `data` is no `Uint8Array`.
+   * @throws {TypeError} If `data` is not a `Uint8Array`.
    * @throws {ClosedError} If the socket is closed.
    * @throws {Deno.errors.BrokenPipe} After `closeWrite`, or if the peer is gone.
    */
@@ -961,7 +961,7 @@ export class Socket extends Pollable implements SocketLike {
   *_surrender(): Coroutine<Connection> {
     const what = "start TLS on";
     if (this.#conn.handshake) throw new TypeError(`Cannot ${what} ${this}: it has TLS already`);
-    if (this.remoteAddr.transport !== "tcp") throw new TypeError(`Cannot ${what} ${this}: it is no TCP socket`);
+    if (this.remoteAddr.transport !== "tcp") throw new TypeError(`Cannot ${what} ${this}: it is not a TCP socket`);
     yield* this.#flush(what);
     if (this.#writeEnded) throw new Deno.errors.BrokenPipe(`Cannot ${what} ${this}: its write side was closed`);
     if (this.#eof) throw new Deno.errors.UnexpectedEof(`Cannot ${what} ${this}: its stream has ended`);
@@ -1193,7 +1193,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
    * {@linkcode sent} tells.
    *
    * @throws {WouldBlock} If the one before has not left yet.
-   * @throws {TypeError} If `data` is no `Uint8Array`, or `addr` no address.
+   * @throws {TypeError} If `data` is not a `Uint8Array`, or `addr` not an address.
    * @throws {RangeError} If `data` is longer than any datagram can be, or the port of `addr` is not one from 1 to 65535.
    * @throws {ClosedError} If the socket is closed.
    */
@@ -1683,7 +1683,7 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
  * @throws {ClosedError} If `sock` is closed.
  */
 export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutine<Socket> {
-  if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is no Socket`);
+  if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is not a Socket`);
   checkTlsOptions(options);
   const plain = yield* sock._surrender();
   let conn: Deno.TlsConn;

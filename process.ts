@@ -236,7 +236,7 @@ export interface WorkerPoolOptions {
  * the built-in classes or a plain `Error`. What it posts with `postMessage` goes nowhere; to report progress, give it a
  * `MessagePort` among the arguments and in `transfer`.
  *
- * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
+ * @throws {TypeError} If `work` is neither a function that can travel nor the absolute address of a module.
  * @throws {Error} If the worker ends without a result.
  *
  * @example
@@ -307,7 +307,7 @@ export class WorkerPool {
    * Makes a pool of at most `size` threads, by default as many as the machine runs at once.
    *
    * @throws {RangeError} If `size` is not a whole number from 1 up.
-   * @throws {TypeError} If `onError` is no function.
+   * @throws {TypeError} If `onError` is not a function.
    */
   constructor(size: number = navigator.hardwareConcurrency, options: WorkerPoolOptions = {}) {
     if (!Number.isInteger(size) || size < 1) {
@@ -335,7 +335,7 @@ export class WorkerPool {
   /**
    * Waits for a free thread and runs `work` in it, as {@linkcode runInWorker} does.
    *
-   * @throws {TypeError} If `work` is no function that can travel and no absolute address of a module.
+   * @throws {TypeError} If `work` is neither a function that can travel nor the absolute address of a module.
    * @throws {ClosedError} If the pool is closed, or gets closed meanwhile.
    */
   run<A extends readonly any[], T>(

@@ -163,7 +163,7 @@ export class TaskGroup {
    * Starts a task that lives in the group, and in every scope around the group's block.
    *
    * @throws {Error} If the group's block has ended.
-   * @throws {TypeError} If `coro` is no coroutine, or `options` name a scope.
+   * @throws {TypeError} If `coro` is not a coroutine, or `options` name a scope.
    */
   createTask<T>(coro: Coroutine<T>, options?: Pick<TaskOptions, "name">): Task<T> {
     const task = this.#start(coro, options);
@@ -318,7 +318,7 @@ export class TaskGroup {
  * the group was cancelled before that. After trio's nurseries.
  *
  * @throws The error of the body or of a task; {@linkcode AggregateError} if there is more than one.
- * @throws {TypeError} If `body` is no function.
+ * @throws {TypeError} If `body` is not a function.
  *
  * @example
  * ```ts
@@ -358,7 +358,7 @@ export type Results<C extends readonly Coroutine<any>[]> = {
 /**
  * Runs coroutines side by side and returns their values in the order given. The first error cancels the rest.
  *
- * @throws {TypeError} If `coros` is no array, or one of them is no coroutine.
+ * @throws {TypeError} If `coros` is not an array, or one of them is not a coroutine.
  * @throws The first error of a coroutine; {@linkcode AggregateError} if there is more than one.
  * @throws {TaskError} If one of them alone was cancelled.
  *
@@ -391,7 +391,7 @@ function* allOf<C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Result
  * when it returns. An error that comes first is thrown. A loser that ends in the same turn loses its value: do not race
  * for what must not be lost, such as a bare `queue.get()`.
  *
- * @throws {TypeError} If there is nothing to run, or `coros` is no array of coroutines.
+ * @throws {TypeError} If there is nothing to run, or `coros` is not an array of coroutines.
  * @throws The error of one that fails before any has ended, or cleaning up; {@linkcode AggregateError} if several do.
  * @throws {TaskError} If each of them was cancelled, and nothing else.
  *

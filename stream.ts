@@ -192,13 +192,13 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   /**
    * Makes a stream over `sock`, which is the stream's from now on.
    *
-   * @throws {TypeError} If `sock` is no socket.
+   * @throws {TypeError} If `sock` is not a socket.
    * @throws {RangeError} If `limit` is not a number from 1 up.
    */
   constructor(sock: S, options: StreamOptions = {}) {
     const { limit = LIMIT } = options;
     if (typeof sock?.recv !== "function") {
-      throw new TypeError(`Cannot make a stream over ${kind(sock)}: it is no socket`);
+      throw new TypeError(`Cannot make a stream over ${kind(sock)}: it is not a socket`);
     }
     if (typeof limit !== "number" || !(limit >= 1)) {
       throw new RangeError(`Cannot limit a stream to ${kind(limit)} bytes: it must be a number from 1 up`);
@@ -638,7 +638,7 @@ export interface ServeOptions<A extends Addr = Addr> {
  * handlers finish for `drainTimeout`, cancels those that have not, and waits for their cleanup.
  *
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
- * @throws {TypeError} If `listener` is none, `handler` no function, or `signal` no `AbortSignal`.
+ * @throws {TypeError} If `listener` is not a listener, `handler` not a function, or `signal` not an `AbortSignal`.
  * @throws {ClosedError} If `listener` is closed already.
  * @throws {BusyError} If another task accepts from `listener`, which then stays open.
  *

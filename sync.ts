@@ -189,7 +189,7 @@ export class Semaphore {
   /**
    * Makes a semaphore with `value` free slots.
    *
-   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or `max` is no whole number.
+   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or `max` is not a whole number.
    */
   constructor(value: number, options: SemaphoreOptions = {}) {
     // One that starts at 0 is a signal: nobody holds a slot, so there is nothing to count releases against.
@@ -288,7 +288,7 @@ export class Condition {
    * @throws {TypeError} If `lock` is not a `Lock`.
    */
   constructor(lock: Lock = new Lock()) {
-    if (!(lock instanceof Lock)) throw new TypeError(`Cannot make a condition on ${kind(lock)}: it is no Lock`);
+    if (!(lock instanceof Lock)) throw new TypeError(`Cannot make a condition on ${kind(lock)}: it is not a Lock`);
     this.#lock = lock;
   }
 
@@ -329,7 +329,7 @@ export class Condition {
   /**
    * Waits until `predicate()` holds, looking again each time it is notified.
    *
-   * @throws {TypeError} If `predicate` is no function, or returns a promise or a coroutine.
+   * @throws {TypeError} If `predicate` is not a function, or returns a promise or a coroutine.
    * @throws {Error} If the current task does not hold the lock.
    */
   *waitFor(predicate: () => boolean): Coroutine<void> {
@@ -367,7 +367,7 @@ export class Condition {
 }
 
 function holds(predicate: () => unknown): boolean {
-  if (typeof predicate !== "function") throw new TypeError(`Cannot wait for ${kind(predicate)}: it is no function`);
+  if (typeof predicate !== "function") throw new TypeError(`Cannot wait for ${kind(predicate)}: it is not a function`);
   const result = predicate() as { then?: unknown; next?: unknown } | undefined;
   if (typeof (result?.then ?? result?.next) !== "function") return Boolean(result);
   hush(result);
@@ -666,7 +666,7 @@ export class PriorityQueue<T> extends Queue<T> {
    * arrays such as `[priority, item]` by their first elements that differ; objects count as equal.
    *
    * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
-   * @throws {TypeError} If `compare` is no function.
+   * @throws {TypeError} If `compare` is not a function.
    */
   constructor(maxsize: number = 0, compare: (a: T, b: T) => number = inOrder) {
     if (typeof compare !== "function") {

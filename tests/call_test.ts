@@ -87,7 +87,7 @@ Deno.test("C9 a scope inside a called coroutine catches its own cancellation", a
   assertEquals(await new Loop().run(main()), undefined);
 });
 
-Deno.test("K6 call refuses what is no coroutine, and one that was used, and says so at the place", async () => {
+Deno.test("K6 call refuses what is not a coroutine, and one that was used, and says so at the place", async () => {
   const loop = new Loop();
   const run = (what: unknown) =>
     loop.run(function* (): Coroutine {

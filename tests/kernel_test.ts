@@ -422,14 +422,14 @@ Deno.test("K5 a yielded task is told to be joined, and its error is not lost", a
   assertEquals(errors.map((e) => e.error), [error]);
 });
 
-Deno.test("K5 anything else that is no op is a TypeError at that yield", async () => {
+Deno.test("K5 anything else that is not an op is a TypeError at that yield", async () => {
   const proxy = new Proxy({}, {
     get() {
       throw new TypeError("hostile");
     },
   });
   for (const op of [undefined, null, 0, "sleep", true, {}, () => {}, sleep, Symbol("s"), Object.create(null), 10n]) {
-    assertStringIncludes(await misuse(op), "it is no op");
+    assertStringIncludes(await misuse(op), "it is not an op");
   }
   await misuse(proxy);
 });
@@ -511,12 +511,12 @@ Deno.test("K6 what has no name of its own is told by its kind, and long text is 
   assertStringIncludes(String(error), "Cannot send a string: it must be a Uint8Array");
 });
 
-Deno.test("K6 what is no socket cannot be sent on", async () => {
+Deno.test("K6 what is not a socket cannot be sent on", async () => {
   const loop = new Loop();
   for (const sock of [undefined, null, 7, "somesocket", {}]) {
     const error = await loop.run(thrownBy(() => loop.sockSendall(sock as never, new Uint8Array(1))));
     assertInstanceOf(error, TypeError);
-    assertStringIncludes(error.message, "it is no socket");
+    assertStringIncludes(error.message, "it is not a socket");
   }
 });
 
@@ -535,7 +535,7 @@ Deno.test("K6 a coroutine that is running or finished cannot be a task again", a
   });
 });
 
-Deno.test("K6 run rejects what is no coroutine, and the loop can be used after that", async () => {
+Deno.test("K6 run rejects what is not a coroutine, and the loop can be used after that", async () => {
   const { loop } = simulation();
   await assertRejects(() => loop.run((() => {}) as unknown as Coroutine), TypeError, "call it");
   assertEquals(await loop.run(value(1)), 1);
@@ -1057,7 +1057,7 @@ Deno.test("K10 a task that outlives the shielded block it was put into ends with
   });
 });
 
-Deno.test("K10 K16 run refuses what is no AbortSignal, and leaves no task behind", async () => {
+Deno.test("K10 K16 run refuses what is not an AbortSignal, and leaves no task behind", async () => {
   const { loop } = simulation();
   for (const signal of [{}, new AbortController(), null]) {
     await assertRejects(() => loop.run(fails("ghost"), { signal: signal as AbortSignal }), TypeError, "AbortSignal");
@@ -1924,7 +1924,7 @@ Deno.test("K5 promises that are refused, or never waited for, end nothing but th
 
 Deno.test("createTask refuses a scope that is none, where it is given", () => {
   const loop = new Loop();
-  assertThrows(() => loop.createTask(sleep(1), { scope: {} as never }), TypeError, "it is no CancelScope");
+  assertThrows(() => loop.createTask(sleep(1), { scope: {} as never }), TypeError, "it is not a CancelScope");
 });
 
 Deno.test("K16 a wait for a promise that stays leaves hardly anything with it", needs({ run: true }), async () => {
@@ -2086,7 +2086,7 @@ Deno.test("K6 what cannot be an option, a callback or a coroutine is refused whe
   assertThrows(() => new Loop({ selector: null as never }), TypeError, "it needs the function select");
   const { loop } = simulation();
   const task = loop.createTask(sleep(1));
-  assertThrows(() => task.addDoneCallback(5 as never), TypeError, "Cannot call back 5: it is no function");
+  assertThrows(() => task.addDoneCallback(5 as never), TypeError, "Cannot call back 5: it is not a function");
   assertThrows(() => loop.createTask(task as never), TypeError, "from a task: it runs already; wait for it with");
   assertThrows(() => moveOnAfter(sleep(1) as never, 10 as never), RangeError, "for a coroutine ms");
   return loop.runForever();

@@ -264,7 +264,7 @@ Deno.test("selector: an earlier timeout is not held up by the timer of a later o
 Deno.test("selector: mistakes are told at once", async () => {
   const { sock, selector } = fake();
   const other = new DefaultSelector();
-  assertThrows(() => selector.register({ id: 1 }, EVENT_READ), TypeError, "it is no socket or listener");
+  assertThrows(() => selector.register({ id: 1 }, EVENT_READ), TypeError, "it is not a socket or listener");
   assertThrows(() => selector.register(sock, 0), TypeError, "Cannot wait for events 0");
   assertThrows(() => selector.register(sock, 4), TypeError, "use EVENT_READ, EVENT_WRITE");
   selector.register(sock, EVENT_READ);

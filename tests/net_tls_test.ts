@@ -338,7 +338,7 @@ Deno.test(
 );
 
 Deno.test(
-  "N11 startTls on what has TLS, or is no TCP socket, or is closed, is refused",
+  "N11 startTls on what has TLS, or is not a TCP socket, or is closed, is refused",
   granted,
   () =>
     run(function* (loop) {
@@ -347,7 +347,7 @@ Deno.test(
       assertStringIncludes(String(yield* thrownBy(startTls(client, TRUST()))), "it has TLS already");
       client.close();
       const [left, right] = socketPair();
-      assertStringIncludes(String(yield* thrownBy(startTls(left, TRUST()))), "it is no TCP socket");
+      assertStringIncludes(String(yield* thrownBy(startTls(left, TRUST()))), "it is not a TCP socket");
       assertInstanceOf(yield* thrownBy(startTls({} as Socket)), TypeError);
       left.close();
       right.close();

@@ -875,7 +875,7 @@ Deno.test("N15 a promise that rejects before anybody waits for it is heard, thou
   });
 });
 
-Deno.test("G5 start given what is no function says so, and one on a closed group calls nothing", async () => {
+Deno.test("G5 start given what is not a function says so, and one on a closed group calls nothing", async () => {
   await simulate(function* () {
     let calls = 0;
     let late!: TaskGroup;
@@ -888,7 +888,7 @@ Deno.test("G5 start given what is no function says so, and one on a closed group
   });
 });
 
-Deno.test("G5 what is no coroutine is refused, and the group goes on", async () => {
+Deno.test("G5 what is not a coroutine is refused, and the group goes on", async () => {
   await simulate(function* () {
     yield* taskGroup(function* (group) {
       assertThrows(() => group.createTask(sleep as unknown as Coroutine), TypeError, "call it");
@@ -898,7 +898,7 @@ Deno.test("G5 what is no coroutine is refused, and the group goes on", async () 
   });
 });
 
-Deno.test("G5 a block given what is no coroutine says what to give it", async () => {
+Deno.test("G5 a block given what is not a coroutine says what to give it", async () => {
   const promise: any = Promise.reject(new Error("unheard")); // Nobody hears of it, and it must not end the program.
   const blocks: [block: () => Coroutine<any>, message: string][] = [
     [() => failAfter(1, after as any), "Cannot run a function: call it, as in after()"],
@@ -994,7 +994,7 @@ Deno.test("G6 all: the first error cancels the rest, which are awaited", async (
   });
 });
 
-Deno.test("G6 all: one that is no coroutine is refused, and the others are cleaned up", async () => {
+Deno.test("G6 all: one that is not a coroutine is refused, and the others are cleaned up", async () => {
   await simulate(function* ({ loop }) {
     const error = yield* thrownBy(all([sleep(1000), null as unknown as Coroutine]));
     assertInstanceOf(error, TypeError);

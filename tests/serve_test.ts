@@ -248,7 +248,7 @@ Deno.test("K8 an onError that throws is reported to the loop and does not stop t
   assertEquals(errors.map(({ error }) => error), [hookError, hookError, hookError]);
 });
 
-Deno.test("N12 a handler that is no coroutine function is a clear error, a connection each", async () => {
+Deno.test("N12 a handler that is not a coroutine function is a clear error, a connection each", async () => {
   const handler = (() => Promise.reject(new Error("unheard"))) as unknown as () => Coroutine;
   await serving(handler, {}, function* ({ listener, reports }) {
     const sock = new PieceSocket();
@@ -409,7 +409,7 @@ Deno.test("N12 a listener that is closed already is a ClosedError at once, and o
   });
 });
 
-Deno.test("N12 serve on what is no listener is a TypeError that says what it takes", () => {
+Deno.test("N12 serve on what is not a listener is a TypeError that says what it takes", () => {
   for (const wrong of [8080, undefined, null, { port: 8080 }] as never[]) {
     assertThrows(() => serve(wrong, forever), TypeError, "it takes a listener, as in serve(listen({ port }), handler)");
     assertThrows(() => serve(new FakeListener(), wrong), TypeError, "it takes serve(listener, function*");

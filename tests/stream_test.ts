@@ -495,7 +495,7 @@ Deno.test("bad arguments are refused where they are written", async () => {
     assertThrows(() => new Stream(new PieceSocket(), { limit }), RangeError, `${limit}`);
   }
   for (const wrong of [undefined, null, {}, 8080] as never[]) {
-    assertThrows(() => new Stream(wrong), TypeError, "it is no socket");
+    assertThrows(() => new Stream(wrong), TypeError, "it is not a socket");
   }
   await run(function* () {
     const stream = ended(["abc"]);

@@ -331,7 +331,7 @@ Deno.test("S1 a semaphore hands its slot to who has waited longest", async () =>
 
 // ---- Condition -------------------------------------------------------------------------------------------------
 
-Deno.test("S3 notify refuses what is no number of tasks", async () => {
+Deno.test("S3 notify refuses what is not a number of tasks", async () => {
   await simulate(function* () {
     const condition = new Condition();
     using _guard = yield* condition.acquire();
@@ -1215,7 +1215,7 @@ Deno.test("S1 lock, semaphore of one, condition and queue of one exclude each ot
 });
 
 Deno.test("S3 a condition refuses a lock that is none, and a predicate that would have to wait itself", async () => {
-  assertThrows(() => new Condition(5 as never), TypeError, "on 5: it is no Lock");
+  assertThrows(() => new Condition(5 as never), TypeError, "on 5: it is not a Lock");
   await simulate(function* () {
     const condition = new Condition();
     using _guard = yield* condition.acquire();
@@ -1229,7 +1229,7 @@ Deno.test("S3 a condition refuses a lock that is none, and a predicate that woul
     }
     assertEquals(
       (yield* thrownBy(condition.waitFor(true as never))).message,
-      "Cannot wait for true: it is no function",
+      "Cannot wait for true: it is not a function",
     );
   });
 });
