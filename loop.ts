@@ -270,6 +270,9 @@ const TIME_PER_PLATFORM_TURN = 5;
  */
 const DEADLOCK_GRACE = 1000;
 
+/** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
+const SWALLOWED_MAX = 1000;
+
 /**
  * The event loop. `ready` holds the tasks that can take a step, `selector` watches the sockets that others wait for.
  *
@@ -1150,168 +1153,6 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
 }
 
 // -------------------------------------
-// Arguments: what is wrong with one, and what to write instead
-// -------------------------------------
-
-/** Marks a coroutine that is, or was, a task's. */
-const TAKEN = Symbol("taken");
-
-function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
-  const cannot = taker === "call" ? "Cannot call" : "Cannot create a task from";
-  if (coro?.[Symbol.toStringTag] !== "Generator") throw noCoroutine(cannot, coro, (right) => `${taker}(${right})`);
-  if (coro[TAKEN]) {
-    throw new TypeError(`${cannot} this coroutine: it already was given to a task; call its function again`);
-  }
-  coro[TAKEN] = true;
-  if (coro instanceof SingleOp) hush(coro); // Its promise may reject before its task has begun.
-}
-
-/** @ignore Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. */
-export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
-  if (typeof coro === "object" && typeof coro?.[Symbol.iterator] === "function") return coro;
-  throw noCoroutine("Cannot run", coro, (right) => right);
-}
-
-/** @ignore Throws `TypeError` if `body` is not a function that makes a coroutine. */
-export function checkBody(taker: string, body: unknown): void {
-  if (typeof body === "function") return;
-  throw new TypeError(`Cannot run ${kind(body)}: ${taker} takes a function, as in ${taker}(function* () { ... })`);
-}
-
-/** What is wrong with something that should be a coroutine, and what to write instead. */
-function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string): TypeError {
-  if (typeof thing === "function") {
-    return new TypeError(`${cannot} a function: call it, as in ${asIn(`${thing.name || "f"}()`)}`);
-  }
-  if (thing instanceof Task) return new TypeError(`${cannot} a task: it runs already; wait for it with task.join()`);
-  if (typeof thing?.then === "function") {
-    hush(thing); // Its rejection must not end the program: that is not the mistake.
-    return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
-  }
-  return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
-}
-
-/** @ignore Throws `RangeError` if `ms` is not a duration. */
-export function checkDuration(what: string, ms: number): void {
-  if (typeof ms !== "number" || !(ms >= 0)) {
-    throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
-  }
-}
-
-/** @ignore Throws `RangeError` if `maxBytes` is not a number of bytes to read. */
-export function checkMaxBytes(maxBytes: number): void {
-  if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
-    throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
-  }
-}
-
-function noSocket(sock: unknown): TypeError {
-  return new TypeError(`Cannot recv on ${kind(sock)}: it is not a socket to receive from`);
-}
-
-/** Somebody else took what the socket was ready for: the caller waits on. Any other error is thrown. */
-function waitOn(error: unknown): void {
-  if (!(error instanceof WouldBlock)) throw error;
-}
-
-function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
-  if (typeof (sock?.send ?? sock?.sendto) !== "function") {
-    throw new TypeError(`Cannot send on ${kind(sock)}: it is not a socket`);
-  }
-  if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
-  sock.sending = true;
-}
-
-function checkLoopOptions({ selector, clock, onError, trace }: LoopOptions): void {
-  for (const [name, hook] of Object.entries({ onError, trace })) {
-    if (hook === undefined || typeof hook === "function") continue;
-    throw new TypeError(`Cannot make a loop with the ${name} ${kind(hook)}: it must be a function`);
-  }
-  if (clock !== undefined && typeof clock?.now !== "function") {
-    throw new TypeError(`Cannot make a loop with the clock ${kind(clock)}: it needs the function now`);
-  }
-  if (selector !== undefined && typeof selector?.select !== "function") {
-    throw new TypeError(`Cannot make a loop with the selector ${kind(selector)}: it needs the function select`);
-  }
-}
-
-/** @ignore Throws `TypeError` if `signal` is given and is not an `AbortSignal`. */
-export function checkSignal(what: string, signal: unknown): void {
-  if (signal === undefined || signal instanceof AbortSignal) return;
-  throw new TypeError(`Cannot ${what} with the signal ${kind(signal)}: it must be an AbortSignal`);
-}
-
-/** @ignore Throws `TypeError` if `data` is not a `Uint8Array`. */
-export function checkBytes(what: string, data: unknown): void {
-  if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
-}
-
-/** Throws `TypeError` if `data`, which is to be sent, is no longer as long as it was. */
-function checkKept(data: Uint8Array, length: number): void {
-  if (data.length === length) return;
-  throw new TypeError(`Cannot send ${length} bytes: their buffer was transferred or resized before they were sent`);
-}
-
-/** Promises already hushed: to do it again would leave one more callback with a promise that stays. */
-const HUSHED = new WeakSet<Promise<unknown>>();
-
-/**
- * @ignore Nobody waits, or not yet, for the promises in `op`, or in ops within it: if one rejects, that must not end
- * the program.
- */
-export function hush(op: unknown): void {
-  try {
-    if (!Array.isArray(op)) hushPart(op);
-    else for (const part of op) hushPart(part);
-  } catch {
-    // It throws when it is looked at.
-  }
-}
-
-function hushPart(part: any): void {
-  try {
-    if (part instanceof SingleOp) return hush(part._op);
-    const isPromise = part instanceof Promise || part?.[Symbol.toStringTag] === "Promise"; // the second of another realm
-    if (!isPromise || HUSHED.has(part)) return;
-    Promise.prototype.then.call(part, undefined, () => {});
-    HUSHED.add(part);
-  } catch {
-    // It throws when it is looked at, or only looks like a promise.
-  }
-}
-
-/** What went wrong at a `yield` that gave no op, and what to write instead. */
-function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
-  hush(op);
-  if (Array.isArray(op)) {
-    return new TypeError(`Cannot perform op ${kind(op[0])}: it is unknown; known are ${[...known.keys()].join(", ")}`);
-  }
-  if (op instanceof Task) return new TypeError("Cannot wait for a task with yield: write yield* task.join()");
-  const thing = op as { then?: (a: undefined, b: () => void) => void } | undefined;
-  if (typeof thing?.then === "function") {
-    thing.then(undefined, () => {}); // Its own error must not end the program: the mistake is the yield.
-    return new TypeError("Cannot wait for a promise with yield: write yield* until(promise)");
-  }
-  if (Object.prototype.toString.call(op) === "[object Generator]") {
-    return new TypeError("Cannot yield a coroutine: the * is missing, write yield* f()");
-  }
-  return new TypeError(`Cannot yield ${kind(op)}: it is not an op; write yield* f(), or an op such as ["sleep", 10]`);
-}
-
-/** @ignore A value in words that are safe to print. */
-export function kind(value: unknown): string {
-  if (typeof value === "string") return value.length > 40 ? "a string" : JSON.stringify(value);
-  if (typeof value === "function") return "a function";
-  if (typeof value !== "object" || value === null) return String(value);
-  try {
-    if (Object.prototype.toString.call(value) === "[object Generator]") return "a coroutine";
-    return `a value of type ${value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)}`;
-  } catch {
-    return "a value that cannot be looked at";
-  }
-}
-
-// -------------------------------------
 // Tasks
 // -------------------------------------
 
@@ -1727,29 +1568,6 @@ export class TaskLocal<T> {
   }
 }
 
-/** Makes `cause`, if there is one, the cause of `error`, unless it has one already. */
-function blame(error: unknown, cause: unknown): void {
-  if (!cause || cause === error || isCancelled(error)) return;
-  try {
-    // Does nothing to an error that is frozen.
-    if (error instanceof Error && error.cause === undefined) Reflect.set(error, "cause", cause);
-  } catch {
-    // It throws when it is looked at.
-  }
-}
-
-/** Whether `value` is a `Cancelled`. It may be anything at all, as programs throw what they like. */
-function isCancelled(value: unknown): value is Cancelled {
-  try {
-    return value instanceof Cancelled;
-  } catch {
-    return false;
-  }
-}
-
-/** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
-const SWALLOWED_MAX = 1000;
-
 // -------------------------------------
 // Cancel scopes
 // -------------------------------------
@@ -1784,14 +1602,6 @@ function following(member: Member, top: CancelScope, passOver: boolean): Member 
  * and no shield hides it, each op throws `Cancelled`.
  */
 export class CancelScope {
-  /** Whether `cancel` was called or the deadline passed. */
-  get cancelCalled(): boolean {
-    return this.#cancelCalled;
-  }
-  /** Whether it is this scope's cancellation that ended the block. */
-  get cancelledCaught(): boolean {
-    return this._caught !== null;
-  }
   #cancelCalled = false;
   #reason: unknown = undefined;
   #deadline = Infinity;
@@ -1833,6 +1643,15 @@ export class CancelScope {
     parent._add(this);
     this._timed = parent._timed;
     if (!shield) this._cancelledBy = parent._cancelledBy;
+  }
+
+  /** Whether `cancel` was called or the deadline passed. */
+  get cancelCalled(): boolean {
+    return this.#cancelCalled;
+  }
+  /** Whether it is this scope's cancellation that ended the block. */
+  get cancelledCaught(): boolean {
+    return this._caught !== null;
   }
 
   /** Asks the block to end. May be called again, to no effect: the first reason wins. */
@@ -2442,6 +2261,26 @@ export class Cancelled extends Error {
   }
 }
 
+/** Makes `cause`, if there is one, the cause of `error`, unless it has one already. */
+function blame(error: unknown, cause: unknown): void {
+  if (!cause || cause === error || isCancelled(error)) return;
+  try {
+    // Does nothing to an error that is frozen.
+    if (error instanceof Error && error.cause === undefined) Reflect.set(error, "cause", cause);
+  } catch {
+    // It throws when it is looked at.
+  }
+}
+
+/** Whether `value` is a `Cancelled`. It may be anything at all, as programs throw what they like. */
+function isCancelled(value: unknown): value is Cancelled {
+  try {
+    return value instanceof Cancelled;
+  } catch {
+    return false;
+  }
+}
+
 function inWords(reason: unknown): string {
   if (typeof reason === "string") return reason;
   try {
@@ -2522,5 +2361,167 @@ function describeArg(arg: any): string {
     return `${arg.constructor?.name ?? "Object"}${typeof arg.id === "number" ? ` ${arg.id}` : ""}`;
   } catch {
     return kind(arg);
+  }
+}
+
+// -------------------------------------
+// Arguments: what is wrong with one, and what to write instead
+// -------------------------------------
+
+/** Marks a coroutine that is, or was, a task's. */
+const TAKEN = Symbol("taken");
+
+function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
+  const cannot = taker === "call" ? "Cannot call" : "Cannot create a task from";
+  if (coro?.[Symbol.toStringTag] !== "Generator") throw noCoroutine(cannot, coro, (right) => `${taker}(${right})`);
+  if (coro[TAKEN]) {
+    throw new TypeError(`${cannot} this coroutine: it already was given to a task; call its function again`);
+  }
+  coro[TAKEN] = true;
+  if (coro instanceof SingleOp) hush(coro); // Its promise may reject before its task has begun.
+}
+
+/** @ignore Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. */
+export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
+  if (typeof coro === "object" && typeof coro?.[Symbol.iterator] === "function") return coro;
+  throw noCoroutine("Cannot run", coro, (right) => right);
+}
+
+/** @ignore Throws `TypeError` if `body` is not a function that makes a coroutine. */
+export function checkBody(taker: string, body: unknown): void {
+  if (typeof body === "function") return;
+  throw new TypeError(`Cannot run ${kind(body)}: ${taker} takes a function, as in ${taker}(function* () { ... })`);
+}
+
+/** What is wrong with something that should be a coroutine, and what to write instead. */
+function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string): TypeError {
+  if (typeof thing === "function") {
+    return new TypeError(`${cannot} a function: call it, as in ${asIn(`${thing.name || "f"}()`)}`);
+  }
+  if (thing instanceof Task) return new TypeError(`${cannot} a task: it runs already; wait for it with task.join()`);
+  if (typeof thing?.then === "function") {
+    hush(thing); // Its rejection must not end the program: that is not the mistake.
+    return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
+  }
+  return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);
+}
+
+/** @ignore Throws `RangeError` if `ms` is not a duration. */
+export function checkDuration(what: string, ms: number): void {
+  if (typeof ms !== "number" || !(ms >= 0)) {
+    throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
+  }
+}
+
+/** @ignore Throws `RangeError` if `maxBytes` is not a number of bytes to read. */
+export function checkMaxBytes(maxBytes: number): void {
+  if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
+    throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
+  }
+}
+
+function noSocket(sock: unknown): TypeError {
+  return new TypeError(`Cannot recv on ${kind(sock)}: it is not a socket to receive from`);
+}
+
+/** Somebody else took what the socket was ready for: the caller waits on. Any other error is thrown. */
+function waitOn(error: unknown): void {
+  if (!(error instanceof WouldBlock)) throw error;
+}
+
+function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
+  if (typeof (sock?.send ?? sock?.sendto) !== "function") {
+    throw new TypeError(`Cannot send on ${kind(sock)}: it is not a socket`);
+  }
+  if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
+  sock.sending = true;
+}
+
+function checkLoopOptions({ selector, clock, onError, trace }: LoopOptions): void {
+  for (const [name, hook] of Object.entries({ onError, trace })) {
+    if (hook === undefined || typeof hook === "function") continue;
+    throw new TypeError(`Cannot make a loop with the ${name} ${kind(hook)}: it must be a function`);
+  }
+  if (clock !== undefined && typeof clock?.now !== "function") {
+    throw new TypeError(`Cannot make a loop with the clock ${kind(clock)}: it needs the function now`);
+  }
+  if (selector !== undefined && typeof selector?.select !== "function") {
+    throw new TypeError(`Cannot make a loop with the selector ${kind(selector)}: it needs the function select`);
+  }
+}
+
+/** @ignore Throws `TypeError` if `signal` is given and is not an `AbortSignal`. */
+export function checkSignal(what: string, signal: unknown): void {
+  if (signal === undefined || signal instanceof AbortSignal) return;
+  throw new TypeError(`Cannot ${what} with the signal ${kind(signal)}: it must be an AbortSignal`);
+}
+
+/** @ignore Throws `TypeError` if `data` is not a `Uint8Array`. */
+export function checkBytes(what: string, data: unknown): void {
+  if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
+}
+
+/** Throws `TypeError` if `data`, which is to be sent, is no longer as long as it was. */
+function checkKept(data: Uint8Array, length: number): void {
+  if (data.length === length) return;
+  throw new TypeError(`Cannot send ${length} bytes: their buffer was transferred or resized before they were sent`);
+}
+
+/** Promises already hushed: to do it again would leave one more callback with a promise that stays. */
+const HUSHED = new WeakSet<Promise<unknown>>();
+
+/**
+ * @ignore Nobody waits, or not yet, for the promises in `op`, or in ops within it: if one rejects, that must not end
+ * the program.
+ */
+export function hush(op: unknown): void {
+  try {
+    if (!Array.isArray(op)) hushPart(op);
+    else for (const part of op) hushPart(part);
+  } catch {
+    // It throws when it is looked at.
+  }
+}
+
+function hushPart(part: any): void {
+  try {
+    if (part instanceof SingleOp) return hush(part._op);
+    const isPromise = part instanceof Promise || part?.[Symbol.toStringTag] === "Promise"; // the second of another realm
+    if (!isPromise || HUSHED.has(part)) return;
+    Promise.prototype.then.call(part, undefined, () => {});
+    HUSHED.add(part);
+  } catch {
+    // It throws when it is looked at, or only looks like a promise.
+  }
+}
+
+/** What went wrong at a `yield` that gave no op, and what to write instead. */
+function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
+  hush(op);
+  if (Array.isArray(op)) {
+    return new TypeError(`Cannot perform op ${kind(op[0])}: it is unknown; known are ${[...known.keys()].join(", ")}`);
+  }
+  if (op instanceof Task) return new TypeError("Cannot wait for a task with yield: write yield* task.join()");
+  const thing = op as { then?: (a: undefined, b: () => void) => void } | undefined;
+  if (typeof thing?.then === "function") {
+    thing.then(undefined, () => {}); // Its own error must not end the program: the mistake is the yield.
+    return new TypeError("Cannot wait for a promise with yield: write yield* until(promise)");
+  }
+  if (Object.prototype.toString.call(op) === "[object Generator]") {
+    return new TypeError("Cannot yield a coroutine: the * is missing, write yield* f()");
+  }
+  return new TypeError(`Cannot yield ${kind(op)}: it is not an op; write yield* f(), or an op such as ["sleep", 10]`);
+}
+
+/** @ignore A value in words that are safe to print. */
+export function kind(value: unknown): string {
+  if (typeof value === "string") return value.length > 40 ? "a string" : JSON.stringify(value);
+  if (typeof value === "function") return "a function";
+  if (typeof value !== "object" || value === null) return String(value);
+  try {
+    if (Object.prototype.toString.call(value) === "[object Generator]") return "a coroutine";
+    return `a value of type ${value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)}`;
+  } catch {
+    return "a value that cannot be looked at";
   }
 }
