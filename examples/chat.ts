@@ -1,6 +1,6 @@
-// A chat: what one types, all others see.
-// Terminal 1:  deno run --allow-net examples/chat.ts     (another port than 25000: put it behind, 0 is any free one)
-// Terminal 2, 3 and so on:  nc 127.0.0.1 25000           (your name, then what you have to say; /who, /quit)
+// A chat: what one types, all the others see.
+// Terminal 1:  deno run --allow-net examples/chat.ts     (a port other than 25000 goes at the end, 0 is any free one)
+// Terminals 2, 3 and so on: nc 127.0.0.1 25000           (your name, then what you have to say; /who, /quit)
 import {
   type Addr,
   all,
@@ -26,7 +26,7 @@ const PATIENCE = 30_000;
 const LINE_MAX = 1000;
 /** How many lines may wait for a guest who reads slowly. */
 const BACKLOG = 100;
-/** How long who says one more waits for that guest, in milliseconds; then the guest has to leave. */
+/** How long whoever says one more waits for that guest, in milliseconds; then the guest has to leave. */
 const MOMENT = 200;
 
 interface Guest {
@@ -89,7 +89,7 @@ function* show(stream: Stream, guest: Guest): Coroutine {
   try {
     for (;;) {
       let text = `${yield* guest.lines.get()}\n`;
-      while (guest.lines.size > 0) text += `${guest.lines.getNowait()}\n`; // Whoever writes much is read as fast.
+      while (guest.lines.size > 0) text += `${guest.lines.getNowait()}\n`; // One write for all that waits.
       yield* stream.write(text);
     }
   } catch (error) {
@@ -124,7 +124,7 @@ function sayNow(guest: Guest, line: string): boolean {
   }
 }
 
-/** Tells all who came or left, but those who are behind: nobody has to wait, or to leave, for that. */
+/** Tells all but those who are behind who came or left: nobody has to wait, or to leave, for that. */
 function announce(line: string): void {
   for (const guest of guests) sayNow(guest, line);
 }

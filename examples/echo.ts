@@ -1,6 +1,6 @@
 // The echo server on yieldloop: many clients at once, in one thread, and it reads as if there were only one.
-// Terminal 1:  deno run --allow-net examples/echo.ts     (another port than 25000: put it behind, 0 is any free one)
-// Terminal 2, 3 and so on:  nc 127.0.0.1 25000           (type a line, and it comes back with "Got: " before it)
+// Terminal 1:  deno run --allow-net examples/echo.ts     (a port other than 25000 goes at the end, 0 is any free one)
+// Terminals 2, 3 and so on: nc 127.0.0.1 25000           (type a line, and it comes back after a "Got: ")
 import { type Addr, type Coroutine, listen, Loop, type Socket } from "../mod.ts";
 
 const loop = new Loop();
@@ -16,7 +16,7 @@ function* echoServer(port: number): Coroutine {
 }
 
 function* echoHandler(client: Socket): Coroutine {
-  using _ = client; // Python's "with client": it is closed on every way out.
+  using _ = client; // Python's "with client": closed on every way out.
   while (true) {
     const data = yield* loop.sockRecv(client, 10000);
     if (data.length === 0) break;

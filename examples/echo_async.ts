@@ -1,6 +1,6 @@
 // Many clients at once with the platform's own async and await: what examples/echo.ts does, with promises.
 // Terminal 1:  deno run --allow-net examples/echo_async.ts
-// Terminals 2, 3 and so on:  nc 127.0.0.1 25000
+// Terminals 2, 3 and so on: nc 127.0.0.1 25000
 
 async function echoServer(port: number): Promise<void> {
   using listener = Deno.listen({ hostname: "127.0.0.1", port });

@@ -1,4 +1,4 @@
-// The first server anybody writes: it serves one client to the end before it looks at the next, who has to wait.
+// The first server anybody writes: it serves one client to the end while the next one has to wait.
 // Terminal 1:  deno run --allow-net examples/echo_blocking.ts
 // Terminals 2 and 3:  nc 127.0.0.1 25000   (what you type in 3 is answered once you have pressed Ctrl-C in 2)
 

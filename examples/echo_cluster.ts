@@ -1,6 +1,6 @@
 // The echo server on many cores: a loop in each of N workers, all on one port; one Ctrl-C lets all of them finish.
 // Terminal 1:  deno run --unstable-net --allow-net --allow-read examples/echo_cluster.ts   (then the port, N, drain ms)
-// Terminal 2, 3 and so on:  nc 127.0.0.1 25000     (the system chooses who serves you; terminal 1 tells which)
+// Terminals 2, 3 and so on: nc 127.0.0.1 25000     (the system chooses who serves you; terminal 1 tells which)
 import { type Addr, all, type Coroutine, listen, Loop, runInWorker, serve, signal } from "../mod.ts";
 import { type Socket, type TaskGroup, taskGroup, until } from "../mod.ts";
 

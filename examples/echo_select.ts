@@ -1,6 +1,6 @@
 // The selector by hand: many clients at once, with neither tasks nor generators. This is what the loop spares you.
 // Terminal 1:  deno run --allow-net examples/echo_select.ts
-// Terminals 2, 3 and so on:  nc 127.0.0.1 25000
+// Terminals 2, 3 and so on: nc 127.0.0.1 25000
 import { type Addr, DefaultSelector, EVENT_READ, EVENT_WRITE, listen, type SelectorKey, type Socket } from "../mod.ts";
 
 const selector = new DefaultSelector();

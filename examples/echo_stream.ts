@@ -1,9 +1,9 @@
 // The two echo servers of asyncio's manual for its high-level parts, on serve(): with a stream, and with a protocol.
-// Terminal 1:  deno run --allow-net examples/echo_stream.ts     (behind it: another port than 25000, then "protocol")
-// Terminal 2, 3 and so on:  nc 127.0.0.1 25000                  (type a line, and it comes back with "Got: " before it)
+// Terminal 1:  deno run --allow-net examples/echo_stream.ts     (at the end: a port other than 25000, then "protocol")
+// Terminals 2, 3 and so on: nc 127.0.0.1 25000                  (type a line, and it comes back after a "Got: ")
 import { type Addr, type Coroutine, listen, Loop, serve, type Socket, Stream } from "../mod.ts";
 
-/** A stream is asked for data: what happens when stands in the order of the lines. */
+/** A stream is asked for data: the lines stand in the order in which things happen. */
 function* echoStream(sock: Socket, addr: Addr): Coroutine {
   console.log("connect from", show(addr));
   const stream = new Stream(sock);

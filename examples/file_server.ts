@@ -1,5 +1,5 @@
 // A file server for HTTP/1.1: GET and HEAD, connections that stay open, deadlines for slow clients.
-// Terminal 1:  deno run --allow-net --allow-read examples/file_server.ts examples     (behind it: another port than 25000)
+// Terminal 1:  deno run --allow-net --allow-read examples/file_server.ts examples     (at the end: a port other than 25000)
 // Terminal 2:  curl -i http://127.0.0.1:25000/echo.ts                                 (or a browser)
 import {
   type Addr,
@@ -50,7 +50,7 @@ class HttpError extends Error {
   }
 }
 
-/** Reads the head of a request; null if there is none to come. */
+/** Reads the head of a request; null at end of stream. */
 function* readRequest(stream: Stream): Coroutine<Request | null> {
   const head = yield* moveOnAfter(PATIENCE, stream.readUntil("\r\n\r\n"));
   if (!head) return null;
@@ -80,7 +80,7 @@ function* open(root: string, path: string): Coroutine<{ file: Deno.FsFile; size:
   try {
     const wanted = `${root}/${decodeURIComponent(path)}${path.endsWith("/") ? "index.html" : ""}`;
     const real = yield* until(Deno.realPath(wanted));
-    // To open a pipe would be to wait, and all others with us, for somebody who writes to it.
+    // Opening a pipe would block us, and all the others, until somebody writes to it.
     if (real.startsWith(root.replace(/\/?$/, "/")) && (yield* until(Deno.stat(real))).isFile) {
       const file = Deno.openSync(real);
       return { file, size: file.statSync().size, type: TYPES[real.split(".").pop()!] ?? "application/octet-stream" };
@@ -89,7 +89,7 @@ function* open(root: string, path: string): Coroutine<{ file: Deno.FsFile; size:
     if (error instanceof Cancelled) throw error;
     if (error instanceof URIError || error instanceof TypeError) throw new HttpError(400, "Bad Request");
   }
-  throw new HttpError(404, "Not Found"); // Why it is not to be had is nobody's business.
+  throw new HttpError(404, "Not Found"); // Why is nobody's business.
 }
 
 function* respond(stream: Stream, root: string, request: Request): Coroutine {

@@ -1,6 +1,6 @@
 // A server that ends well: at the first Ctrl-C it lets its clients finish, for five seconds; the second ends it at once.
-// Terminal 1:  deno run --allow-net examples/graceful_shutdown.ts     (behind it: the port, the milliseconds to drain)
-// Terminal 2:  nc 127.0.0.1 25000    The exit code: 0 all finished, 1 the time was up, 130 there was a second Ctrl-C.
+// Terminal 1:  deno run --allow-net examples/graceful_shutdown.ts     (at the end: the port, the milliseconds to drain)
+// Terminal 2:  nc 127.0.0.1 25000    The exit code: 0 all finished, 1 the time was up, 130 a second Ctrl-C came.
 import { type Addr, Cancelled, type Coroutine, listen, Loop, moveOnAfter, race } from "../mod.ts";
 import { SignalQueue, type Socket, type TaskGroup, taskGroup } from "../mod.ts";
 

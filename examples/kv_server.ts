@@ -1,5 +1,5 @@
 // A key-value server that speaks enough of Redis's protocol for Redis's own clients. It keeps everything in memory.
-// Terminal 1:  deno run --allow-net examples/kv_server.ts     (another port than 25000: put it behind, 0 is any free one)
+// Terminal 1:  deno run --allow-net examples/kv_server.ts     (a port other than 25000 goes at the end, 0 is any free one)
 // Terminal 2:  redis-cli -p 25000 set greeting hello          (or redis-benchmark -p 25000 -t set,get -P 16; or nc)
 import {
   type Addr,
@@ -16,7 +16,7 @@ import {
 /** How many bytes the words of a command may have together, and how many words. Whoever asks for more is not served. */
 const BYTES_MAX = 1 << 20;
 const WORDS_MAX = 1024;
-/** How many answers may wait for each other, and with how many bytes they wait for no more. */
+/** How many answers may wait for each other, and how many bytes are enough to send. */
 const REPLIES_MAX = 64;
 const REPLIES_FULL = 16384;
 
@@ -124,7 +124,7 @@ function* handle(sock: Socket): Coroutine {
   try {
     for (let words; (words = yield* readCommand(stream)) !== null;) {
       if (words.length > 0) replies.push(answer(words));
-      // The answers to commands that came together leave together: to send costs more than all the rest.
+      // The answers to commands that came together leave together: sending costs more than all the rest.
       const full = replies.length >= REPLIES_MAX || size(replies) >= REPLIES_FULL;
       if (stream.buffered === 0 || full) yield* stream.write(concat(replies.splice(0)));
     }

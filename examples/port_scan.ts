@@ -1,6 +1,6 @@
 // Which ports of this machine are open: as many tasks as ports in one group, of which only a hundred knock at a time.
-// Type:  deno run --allow-net examples/port_scan.ts         (or with a range behind it: 8000 9000)
-// Another host can follow the range, with its owner's leave only. A port that stays silent counts as closed.
+// Type:  deno run --allow-net examples/port_scan.ts         (or with a range at the end: 8000 9000)
+// Another host may follow the range, only with its owner's leave. A port that stays silent counts as closed.
 import { connect, type Coroutine, failAfter, Loop, Semaphore, taskGroup, TimeoutError } from "../mod.ts";
 
 /** How many connections are tried at a time: each takes a file descriptor. */

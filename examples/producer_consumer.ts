@@ -1,5 +1,5 @@
-// Producers and consumers with a bounded queue between them: who is too fast waits, and nobody polls.
-// Type:  deno run examples/producer_consumer.ts         (or with how many items each producer makes behind it)
+// Producers and consumers with a bounded queue between them: whoever is too fast waits, and nobody polls.
+// Type:  deno run examples/producer_consumer.ts         (at the end: how many items each producer makes)
 // A consumer that fails would end the whole group, and Ctrl-C the program: no task is left behind either way.
 import { type Coroutine, Loop, Queue, sleep, taskGroup } from "../mod.ts";
 

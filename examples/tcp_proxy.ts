@@ -1,5 +1,5 @@
 // A TCP proxy: what comes in goes on to another address, and back; each direction ends on its own.
-// Terminal 1:  deno run --allow-net examples/tcp_proxy.ts 127.0.0.1:6379     (behind it: another port than 25000)
+// Terminal 1:  deno run --allow-net examples/tcp_proxy.ts 127.0.0.1:6379     (at the end: a port other than 25000)
 // Terminal 2:  redis-cli -p 25000                                            (with redis-server at the other end)
 import {
   type Addr,

@@ -1,5 +1,5 @@
 // What takes too long is cut short: one by one, as a whole, and with cleanup that gets its time all the same.
-// Type:  deno run examples/timeouts.ts         (or with how long a request may take, in milliseconds, behind it)
+// Type:  deno run examples/timeouts.ts         (at the end: how long a request may take, in milliseconds)
 // Every block that is cut short releases what it holds before its deadline is reported: watch "hang up".
 import { all, cancelScope, type Coroutine, failAfter, Loop, moveOnAfter, shield, sleep, TimeoutError } from "../mod.ts";
 

@@ -1,6 +1,6 @@
 // The echo server of examples/echo.ts, and the article's "print(op)": every op of every task, as it happens.
 // Terminal 1:  deno run --allow-net examples/trace.ts
-// Terminals 2, 3 and so on:  nc 127.0.0.1 25000   (watch terminal 1 while you type)
+// Terminals 2, 3 and so on: nc 127.0.0.1 25000   (watch terminal 1 while you type)
 import { type Addr, type Coroutine, listen, Loop, type Socket } from "../mod.ts";
 
 const loop = new Loop({ trace: ({ task, op, args }) => console.log(`${task}: ${[op, ...args].join(" ")}`) });
