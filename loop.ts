@@ -392,6 +392,7 @@ export class Loop {
    * Waits for a connection on `listener` and takes it, with the address of its client. The platform's errors are thrown as
    * they are: too many open files, say. A server that should survive these uses `serve`.
    *
+   * @throws {TypeError} If `listener` is not a listener.
    * @throws {BusyError} If another task already waits to accept from `listener`.
    * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
    */
@@ -542,6 +543,8 @@ export class Loop {
    * did. When `options.signal` aborts, `main` is cancelled, with the signal's reason; `run` then rejects with the
    * `Cancelled`, unless `main` ends otherwise.
    *
+   * @throws What `main` throws; {@linkcode Cancelled} if it was cancelled.
+   * @throws {TypeError} If `main` is not a coroutine, or `signal` not an `AbortSignal`.
    * @throws {DeadlockError} If nothing can wake the tasks any more. Never while `signal` may still abort.
    * @throws {Error} If the loop is running already, or was stopped before `main` had ended.
    */

@@ -406,8 +406,8 @@ export class DefaultSelector implements Selector {
   close(): void {
     this._closed = true;
     this.#first = this.#last = null;
+    this.#keepsTimer = false;
     this.wakeup();
-    this.wakeup(); // The first may have left the timer.
   }
 }
 
@@ -1651,6 +1651,18 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
  * @throws {RangeError} If the port is not one from 1 to 65535.
  * @throws {TypeError} If the transport is neither TCP nor a Unix path.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
+ *
+ * @example
+ * ```ts
+ * import { connect, type Coroutine, failAfter, listen, Loop } from "@yieldloop/yieldloop";
+ *
+ * function* main(): Coroutine {
+ *   using listener = listen({ hostname: "127.0.0.1", port: 0 });
+ *   using sock = yield* failAfter(1000, connect(listener.addr));
+ *   console.log("connected to", sock.remoteAddr);
+ * }
+ * await new Loop().run(main());
+ * ```
  */
 export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
   return (yield* checkRunnable(network().connect(options))) as Socket;

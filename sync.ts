@@ -37,7 +37,8 @@ import { shield } from "./scope.ts";
 // -------------------------------------
 
 /**
- * A flag that tasks can wait for. After asyncio's `Event`.
+ * A flag that tasks can wait for. After asyncio's `Event`. In a file that needs the platform's `Event` too, import it under
+ * another name: `import { Event as Flag }`.
  *
  * @example
  * ```ts
