@@ -384,158 +384,6 @@ export class Loop {
     return this.#clock.now();
   }
 
-  // ---- The article's socket operations ----
-  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (Written out each time:
-  // a shared helper would be one more generator for every connection that waits.)
-
-  /**
-   * Waits for a connection on `listener` and takes it, with the address of its client. The platform's errors are thrown as
-   * they are: too many open files, say. A server that should survive these uses `serve`.
-   *
-   * @throws {TypeError} If `listener` is not a listener.
-   * @throws {BusyError} If another task already waits to accept from `listener`.
-   * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
-   */
-  *sockAccept<S extends SocketLike, A extends Addr>(listener: ListenerLike<S, A>): Coroutine<[S, A]> {
-    if (typeof listener?.accept !== "function") {
-      throw new TypeError(`Cannot accept from ${kind(listener)}: it is not a listener`);
-    }
-    for (;;) {
-      yield ["read_wait", listener];
-      try {
-        return listener.accept();
-      } catch (error) {
-        waitOn(error);
-      }
-    }
-  }
-
-  /**
-   * Waits for bytes from `sock` and takes at most `maxBytes` of them; an empty array at end of stream. They are yours, but
-   * may be a view into a larger buffer: `slice()` them to keep only a few, or to transfer them.
-   *
-   * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
-   * @throws {BusyError} If another task already waits to read `sock`.
-   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
-   */
-  *sockRecv<B extends Uint8Array>(sock: SocketLike<B>, maxBytes: number): Coroutine<B> {
-    if (typeof sock?.recv !== "function") throw noSocket(sock);
-    checkMaxBytes(maxBytes);
-    for (;;) {
-      yield ["read_wait", sock];
-      try {
-        return sock.recv(maxBytes);
-      } catch (error) {
-        waitOn(error);
-      }
-    }
-  }
-
-  /**
-   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. For messages of a few
-   * kilobytes it is cheaper than `sockRecv`, which returns memory that is never read into again.
-   *
-   * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty.
-   * @throws {BusyError} If another task already waits to read `sock`.
-   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
-   */
-  *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
-    if (typeof sock?.recvInto !== "function") throw noSocket(sock);
-    checkBytes("recv into", buffer);
-    if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
-    for (;;) {
-      yield ["read_wait", sock];
-      try {
-        return sock.recvInto(buffer);
-      } catch (error) {
-        waitOn(error);
-      }
-    }
-  }
-
-  /**
-   * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is
-   * cancelled, the error's `bytesSent` says how many were.
-   *
-   * @throws {TypeError} If `data` is not a `Uint8Array`.
-   * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
-   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
-   */
-  *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
-    checkBytes("send", data);
-    const { length } = data;
-    let sent = 0;
-    beginSending(sock);
-    try {
-      do {
-        yield ["write_wait", sock];
-        checkKept(data, length);
-        try {
-          sent += sock.send(sent === 0 ? data : data.subarray(sent));
-        } catch (error) {
-          waitOn(error);
-        }
-      } while (sent < length);
-    } catch (error) {
-      if (error instanceof Cancelled) error.bytesSent = sent;
-      throw error;
-    } finally {
-      sock.sending = false;
-    }
-  }
-
-  /**
-   * Waits for a datagram on `sock` and returns at most `maxBytes` of it (the rest is lost), and its sender's address.
-   *
-   * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
-   * @throws {BusyError} If another task already waits to read `sock`.
-   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
-   */
-  *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
-    if (typeof sock?.recvfrom !== "function") throw noSocket(sock);
-    checkMaxBytes(maxBytes);
-    for (;;) {
-      yield ["read_wait", sock];
-      try {
-        return sock.recvfrom(maxBytes);
-      } catch (error) {
-        waitOn(error);
-      }
-    }
-  }
-
-  /**
-   * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that were. If it is
-   * cancelled, the error's `bytesSent` says whether it was handed over.
-   *
-   * @throws {TypeError} If `data` is not a `Uint8Array`.
-   * @throws {BusyError} If another task is still sending on `sock`.
-   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
-   */
-  *sockSendto(sock: DatagramLike, data: Uint8Array, addr: Addr): Coroutine<number> {
-    checkBytes("send", data);
-    const { length } = data;
-    let sent: number | undefined;
-    beginSending(sock);
-    try {
-      for (;;) {
-        yield ["write_wait", sock];
-        try {
-          if (sent !== undefined) return sock.sent();
-          checkKept(data, length);
-          sent = sock.sendto(data, addr);
-        } catch (error) {
-          waitOn(error);
-        }
-      }
-    } catch (error) {
-      if (error instanceof Cancelled) error.bytesSent = sent ?? 0;
-      throw error;
-    } finally {
-      sock.sending = false;
-    }
-  }
-
   // ---- Running ----------------------
 
   /**
@@ -977,6 +825,158 @@ export class Loop {
     this._report(error, task);
     task._close();
     this.#finish(task, error, true);
+  }
+
+  // ---- Socket operations: the article's, and those for datagrams ----
+  // Each waits until the socket is ready, and tries. If somebody else was quicker, it waits again. (Written out each time:
+  // a shared helper would be one more generator for every connection that waits.)
+
+  /**
+   * Waits for a connection on `listener` and takes it, with the address of its client. The platform's errors are thrown as
+   * they are: too many open files, say. A server that should survive these uses `serve`.
+   *
+   * @throws {TypeError} If `listener` is not a listener.
+   * @throws {BusyError} If another task already waits to accept from `listener`.
+   * @throws {ClosedError} If `listener` is closed, or gets closed meanwhile.
+   */
+  *sockAccept<S extends SocketLike, A extends Addr>(listener: ListenerLike<S, A>): Coroutine<[S, A]> {
+    if (typeof listener?.accept !== "function") {
+      throw new TypeError(`Cannot accept from ${kind(listener)}: it is not a listener`);
+    }
+    for (;;) {
+      yield ["read_wait", listener];
+      try {
+        return listener.accept();
+      } catch (error) {
+        waitOn(error);
+      }
+    }
+  }
+
+  /**
+   * Waits for bytes from `sock` and takes at most `maxBytes` of them; an empty array at end of stream. They are yours, but
+   * may be a view into a larger buffer: `slice()` them to keep only a few, or to transfer them.
+   *
+   * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   * @throws {BusyError} If another task already waits to read `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   */
+  *sockRecv<B extends Uint8Array>(sock: SocketLike<B>, maxBytes: number): Coroutine<B> {
+    if (typeof sock?.recv !== "function") throw noSocket(sock);
+    checkMaxBytes(maxBytes);
+    for (;;) {
+      yield ["read_wait", sock];
+      try {
+        return sock.recv(maxBytes);
+      } catch (error) {
+        waitOn(error);
+      }
+    }
+  }
+
+  /**
+   * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. For messages of a few
+   * kilobytes it is cheaper than `sockRecv`, which returns memory that is never read into again.
+   *
+   * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty.
+   * @throws {BusyError} If another task already waits to read `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   */
+  *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
+    if (typeof sock?.recvInto !== "function") throw noSocket(sock);
+    checkBytes("recv into", buffer);
+    if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
+    for (;;) {
+      yield ["read_wait", sock];
+      try {
+        return sock.recvInto(buffer);
+      } catch (error) {
+        waitOn(error);
+      }
+    }
+  }
+
+  /**
+   * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is
+   * cancelled, the error's `bytesSent` says how many were.
+   *
+   * @throws {TypeError} If `data` is not a `Uint8Array`.
+   * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   */
+  *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
+    checkBytes("send", data);
+    const { length } = data;
+    let sent = 0;
+    beginSending(sock);
+    try {
+      do {
+        yield ["write_wait", sock];
+        checkKept(data, length);
+        try {
+          sent += sock.send(sent === 0 ? data : data.subarray(sent));
+        } catch (error) {
+          waitOn(error);
+        }
+      } while (sent < length);
+    } catch (error) {
+      if (error instanceof Cancelled) error.bytesSent = sent;
+      throw error;
+    } finally {
+      sock.sending = false;
+    }
+  }
+
+  /**
+   * Waits for a datagram on `sock` and returns at most `maxBytes` of it (the rest is lost), and its sender's address.
+   *
+   * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   * @throws {BusyError} If another task already waits to read `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   */
+  *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
+    if (typeof sock?.recvfrom !== "function") throw noSocket(sock);
+    checkMaxBytes(maxBytes);
+    for (;;) {
+      yield ["read_wait", sock];
+      try {
+        return sock.recvfrom(maxBytes);
+      } catch (error) {
+        waitOn(error);
+      }
+    }
+  }
+
+  /**
+   * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that were. If it is
+   * cancelled, the error's `bytesSent` says whether it was handed over.
+   *
+   * @throws {TypeError} If `data` is not a `Uint8Array`.
+   * @throws {BusyError} If another task is still sending on `sock`.
+   * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   */
+  *sockSendto(sock: DatagramLike, data: Uint8Array, addr: Addr): Coroutine<number> {
+    checkBytes("send", data);
+    const { length } = data;
+    let sent: number | undefined;
+    beginSending(sock);
+    try {
+      for (;;) {
+        yield ["write_wait", sock];
+        try {
+          if (sent !== undefined) return sock.sent();
+          checkKept(data, length);
+          sent = sock.sendto(data, addr);
+        } catch (error) {
+          waitOn(error);
+        }
+      }
+    } catch (error) {
+      if (error instanceof Cancelled) error.bytesSent = sent ?? 0;
+      throw error;
+    } finally {
+      sock.sending = false;
+    }
   }
 
   // ---- Reports ----------------------
