@@ -1404,6 +1404,19 @@ Deno.test("C10 an error of shielded cleanup is the outcome, too, and later clean
   assertEquals([log, errors.length], [["outer cleanup"], 1]);
 });
 
+Deno.test("C10 an error of a block that was cancelled but never thrown that gets no cause", async () => {
+  const error = new Error("of the block itself");
+  await simulate(function* () {
+    const body = function* (scope: CancelScope): Coroutine {
+      yield* checkpoint();
+      scope.cancel();
+      throw error;
+    };
+    assertEquals(yield* thrownBy(cancelScope(body)), error);
+  });
+  assertEquals("cause" in error, false);
+});
+
 // ---- C11 ---------------------------------------------------------------------------------------------------------
 
 Deno.test("C11 join of a cancelled task throws TaskError with the Cancelled as cause", async () => {

@@ -18,8 +18,8 @@ const VALUES = `
 
 const TYPES = `
   Addr CancelScopeOptions Clock ConnectOptions ConnectTlsOptions Connection ConnectionListener Coroutine
-  DatagramConnection DatagramLike DatagramOptions ListenOptions ListenTlsOptions ListenerLike LoopOptions Network Op
-  OpHandler QueueItems Results Selectable Selector SelectorKey SemaphoreOptions ServeListener ServeOptions
+  DatagramConnection DatagramLike DatagramOptions Deque ListenOptions ListenTlsOptions ListenerLike LoopOptions
+  Network Op OpHandler QueueItems Results Selectable Selector SelectorKey SemaphoreOptions ServeListener ServeOptions
   ShieldOptions SocketLike StartTlsOptions StreamOptions StreamSocket TaskOptions TlsHandshakeInfo TraceEvent
   WorkerPoolOptions WorkerRunOptions
 `;

@@ -486,6 +486,28 @@ Deno.test("K5 a selector or clock that throws leaves no loop running behind", as
   assertEquals(await loop.run(value(1)), 1);
 });
 
+Deno.test("K5 N15 the rejection of a thenable that is yielded is heard", async () => {
+  await simulate(function* () {
+    const promise = Promise.reject(new Error("nobody waits for it"));
+    function* mistaken(): Coroutine {
+      yield { then: promise.then.bind(promise) } as any;
+    }
+    assertInstanceOf(yield* thrownBy(mistaken), TypeError);
+    yield* until(platformTurn());
+  });
+});
+
+Deno.test("K5 an error that a selector throws again as the loop shuts down is not its own cause", async () => {
+  const { loop, world } = simulation();
+  const error = new Error("broken");
+  world.select = world.poll = () => {
+    throw error;
+  };
+  loop.createTask(sleep(1));
+  await assertRejects(() => loop.run(sleep(1)), Error, "broken");
+  assertEquals("cause" in error, false);
+});
+
 // ---- K6 ----------------------------------------------------------------------------------------------------------
 
 Deno.test("K6 createTask says what to pass", () => {
@@ -599,6 +621,18 @@ Deno.test("K7 a selector that cannot be woken does not keep a new task waiting",
     promise.resolve("woken");
   })());
   assertEquals(await result, "woken");
+});
+
+Deno.test("K7 createTask from outside wakes an idle loop at once, not when a grace is over", async () => {
+  const { loop } = simulation();
+  const lot = new ParkingLot();
+  const result = loop.run(park(lot));
+  await platformTurn();
+  loop.createTask((function* (): Coroutine {
+    lot.unpark();
+  })());
+  await result;
+  assertEquals(loop.time(), 0);
 });
 
 // ---- K8 ----------------------------------------------------------------------------------------------------------
@@ -902,6 +936,65 @@ Deno.test("K8 what cannot be looked at, or printed, ends its task and nothing el
   await assertRejects(() => simulation().loop.run(park(lot)), DeadlockError);
 });
 
+Deno.test("K8 of several callbacks the one that is taken back is not called, the others are", async () => {
+  await simulate(function* ({ loop }) {
+    for (const gone of [0, 1, 2]) {
+      const called: number[] = [];
+      const task = loop.createTask(checkpoint());
+      const callbacks = [0, 1, 2].map((n) => () => void called.push(n));
+      for (const callback of callbacks) task.addDoneCallback(callback);
+      task.removeDoneCallback(callbacks[gone]);
+      yield* task.wait();
+      assertEquals(called, [0, 1, 2].filter((n) => n !== gone));
+    }
+  });
+});
+
+Deno.test("K8 a callback that takes itself back as it is called has taken the error all the same", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(fails(new Error("told to the callback")));
+    const callback = () => task.removeDoneCallback(callback);
+    task.addDoneCallback(callback);
+    yield* sleep(0);
+  });
+});
+
+Deno.test("K8 a callback that throws is reported, and the others are called", async () => {
+  const errors: Simulation["errors"] = [];
+  const error = new Error("of the callback");
+  const called: Task[] = [];
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(checkpoint());
+    task.addDoneCallback(() => {
+      throw error;
+    });
+    task.addDoneCallback((task) => void called.push(task));
+    yield* task.wait();
+    assertEquals(called, [task]);
+  }, { errors });
+  assertEquals(errors.map((e) => [e.error, e.task]), [[error, called[0]]]);
+});
+
+Deno.test("K8 what an op of a task failed with is not the task's error", async () => {
+  await simulate(function* ({ loop }) {
+    loop.addOp("fail", { start: (task) => loop.fail(task, new Error("of the op")), cancel() {} });
+    function* failing(): Coroutine {
+      yield ["fail"];
+    }
+    const task = loop.createTask(thrownBy(failing));
+    yield* checkpoint();
+    assertEquals([task.op, task.done, task.error], [null, false, undefined]);
+  });
+});
+
+Deno.test("K8 an error in the first turn reaches who waits for the task beside the run", async () => {
+  const { loop, errors } = simulation();
+  const error = new Error("at once");
+  const task = loop.createTask(fails(error));
+  const [, outcome] = await Promise.allSettled([loop.run(checkpoint()), task]);
+  assertEquals([outcome, errors], [{ status: "rejected", reason: error }, []]);
+});
+
 // ---- K9 ----------------------------------------------------------------------------------------------------------
 
 Deno.test("K9 run while running is an error, and does no harm", async () => {
@@ -1111,6 +1204,16 @@ Deno.test("K10 K13 blocks that tasks outlive, each in the one before, overflow n
   });
 });
 
+Deno.test("K10 a shield ends with its block, also for a task that outlives it", async () => {
+  const { loop } = simulation();
+  let task!: Task;
+  await loop.run(cancelScope(function* (own) {
+    task = loop.createTask(sleep(Infinity), { scope: own });
+    yield* checkpoint();
+  }, { shield: true }));
+  assertEquals([task.cancelled, [...loop.tasks]], [true, []]);
+});
+
 // ---- K11 ---------------------------------------------------------------------------------------------------------
 
 Deno.test("K11 a deadlock is told, with every task and what it waits on", async () => {
@@ -1265,6 +1368,68 @@ Deno.test("K11 a signal that has aborted, or whose main has ended, helps nobody 
   const other = simulation();
   other.loop.createTask(shielded(park(new ParkingLot())));
   await assertRejects(() => other.loop.run(sleep(1), { signal }), DeadlockError);
+});
+
+Deno.test("K11 on a clock that stands still a deadlock is told all the same", async () => {
+  const { loop, world } = simulation({ clock: { now: () => 0 } });
+  const select = world.select.bind(world);
+  let selects = 0;
+  world.select = (timeout?: number) => {
+    if (++selects > 10) throw new Error("The loop waits for ever");
+    return select(timeout);
+  };
+  await assertRejects(() => loop.run(park(new ParkingLot())), DeadlockError);
+});
+
+Deno.test("K11 K12 a stop() from outside is no deadlock, though nothing could have woken the tasks", async () => {
+  const { loop } = simulation();
+  const task = loop.createTask(park(new ParkingLot()));
+  setImmediate(() => loop.stop());
+  await loop.runForever();
+  assertEquals([...loop.tasks], [task]);
+});
+
+Deno.test("K11 a deadline from outside is a sign of life, also when no time has passed", async () => {
+  const { loop } = simulation();
+  let scope!: CancelScope;
+  const running = loop.run(cancelScope(function* (own) {
+    scope = own;
+    yield* park(new ParkingLot());
+  }));
+  setImmediate(() => scope.deadline = 10);
+  await running;
+  assertEquals([scope.cancelledCaught, loop.time()], [true, 10]);
+});
+
+Deno.test("K11 the cleanup after a deadlock has a grace of its own", async () => {
+  const { loop } = simulation();
+  function* stuckTwice(): Coroutine {
+    try {
+      yield* park(new ParkingLot());
+    } finally {
+      yield* shielded(park(new ParkingLot()));
+    }
+  }
+  await assertRejects(() => loop.run(stuckTwice()), DeadlockError);
+  assertEquals(loop.time(), 2000);
+});
+
+Deno.test("K11 a deadline of Infinity, or one set when the scope was cancelled, hides no deadlock", async () => {
+  const { loop } = simulation();
+  function* never(scope: CancelScope): Coroutine {
+    scope.deadline = 5;
+    scope.deadline = Infinity;
+    yield* park(new ParkingLot());
+  }
+  await assertRejects(() => loop.run(cancelScope(never)), DeadlockError);
+  assertEquals(loop.time(), 1000);
+  function* late(scope: CancelScope): Coroutine {
+    scope.cancel();
+    scope.deadline = loop.time() + 10_000;
+    yield* shielded(park(new ParkingLot()));
+  }
+  await assertRejects(() => loop.run(cancelScope(late)), DeadlockError);
+  assert(loop.time() < 10_000);
 });
 
 // ---- K12 ---------------------------------------------------------------------------------------------------------
@@ -1505,6 +1670,24 @@ Deno.test("K14 by hand, an op hands on what it is answered, thrown or told to re
   assertEquals([returned.done, returned.value], [true, 7]);
   assertEquals(op.next().done, true);
   assertThrows(() => park(lot).throw(new Error("early")), Error, "early");
+});
+
+Deno.test("K14 by hand, an op that was told to return or thrown before its first step is over", () => {
+  const returned = checkpoint();
+  returned.return();
+  assertEquals(returned.next().done, true);
+  const thrown = checkpoint();
+  assertThrows(() => thrown.throw(new Error("early")), Error, "early");
+  assertEquals(thrown.next().done, true);
+});
+
+Deno.test("K14 by hand, a join that never began takes no charge of the error from others", async () => {
+  await simulate(function* ({ loop }) {
+    const error = new Error("joined for");
+    const task = loop.createTask(fails(error, 1));
+    task.join().return(undefined as never);
+    assertStrictEquals(yield* thrownBy(task.join()), error);
+  });
 });
 
 // ---- K15 ---------------------------------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ import {
   type Network,
   Socket,
   socketPair,
+  startTls,
   until,
   WouldBlock,
+  writeWait,
 } from "../mod.ts";
 import { needs } from "./permissions.ts";
 import { bytes, text, thrownBy } from "./world.ts";
@@ -316,6 +318,13 @@ Deno.test(
     listener.close();
   },
 );
+
+Deno.test("selector: a select by hand leaves no timer behind", async () => {
+  const selector = new DefaultSelector();
+  const selected = selector.select(60_000);
+  selector.wakeup();
+  assertEquals(await selected, []);
+});
 
 // ---- Reading -----------------------------------------------------------------------------------------------------
 
@@ -757,6 +766,65 @@ Deno.test("N5 two flushes one after the other each wait for their own bytes", as
   assertEquals(conn.closed, 1);
 });
 
+Deno.test("N5 a closed socket whose read fails lets go at once, what is unsent too", async () => {
+  const { conn, sock, selector } = fake();
+  sock.send(bytes("unsent"));
+  sock._arm(EVENT_READ);
+  sock.close();
+  conn.reads.shift()!.reject(new Deno.errors.ConnectionReset("reset"));
+  await turn();
+  assert(conn.closed > 0);
+  selector.close();
+});
+
+Deno.test("N5 a closed socket that cannot end its side lets go at once", async () => {
+  const { conn, sock, selector } = fake();
+  sock.send(bytes("sent"));
+  conn.closeWrite = () => Promise.reject(new Error("not connected"));
+  sock.close();
+  conn.writes.shift()!.resolve(4);
+  await turn();
+  assert(conn.closed > 0);
+  selector.close();
+});
+
+Deno.test("N2 closeWrite twice ends the side once, and so does a close() after it", async () => {
+  const { conn, sock, selector } = fake();
+  let ends = 0;
+  conn.closeWrite = () => (ends++, Promise.resolve());
+  await new Loop().run((function* (): Coroutine {
+    yield* sock.closeWrite();
+    yield* sock.closeWrite();
+    sock._arm(EVENT_READ);
+    yield* until(conn.arrive("unread"));
+    sock.close();
+    yield* until(conn.arrive("more"));
+    sock.abort();
+  })());
+  assertEquals(ends, 1);
+  selector.close();
+});
+
+Deno.test("N5 what a read brings after abort() starts no other", async () => {
+  const { conn, sock, selector } = fake();
+  sock._arm(EVENT_READ);
+  const [read] = conn.reads;
+  conn.reads = [];
+  sock.abort();
+  read.resolve(5);
+  await turn();
+  assertEquals(conn.readSizes.length, 1);
+  selector.close();
+});
+
+Deno.test("N11 startTls is refused while somebody watches whether it can be written", async () => {
+  const { sock, selector } = fake();
+  selector.register(sock, EVENT_WRITE);
+  await assertRejects(() => new Loop().run(startTls(sock)), BusyError);
+  selector.close();
+  sock.close();
+});
+
 // ---- Listeners ---------------------------------------------------------------------------------------------------
 
 class FakeListener implements ConnectionListener {
@@ -855,6 +923,13 @@ Deno.test("socketPair: an end closed with input unread resets the other", async 
     assertInstanceOf(yield* thrownBy(loop.sockRecv(left, 1)), Deno.errors.ConnectionReset);
     left.close();
   })());
+});
+
+Deno.test("N4 writeWait on a closed socket is a ClosedError", async () => {
+  const [left, right] = socketPair();
+  left.close();
+  right.close();
+  await assertRejects(() => new Loop().run(writeWait(left)), ClosedError);
 });
 
 // ---- A network of one's own ------------------------------------------------------------------------------------------

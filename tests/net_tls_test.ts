@@ -285,6 +285,17 @@ Deno.test(
     }),
 );
 
+Deno.test("N11 a certificate of ours that is none is refused", granted, async () => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const accepted = listener.accept().then((conn) => conn.close(), () => {});
+  const options = { hostname: "127.0.0.1", port: listener.addr.port, cert: "no", key: "no" };
+  await run(function* () {
+    assertInstanceOf(yield* thrownBy(connectTls(options)), Deno.errors.InvalidData);
+  });
+  listener.close();
+  await accepted;
+});
+
 // ---- startTls ----------------------------------------------------------------------------------------------------
 
 /** A plain connection to a server that speaks TLS: the client has to start it. */

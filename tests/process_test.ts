@@ -206,6 +206,32 @@ test("P2 waits for a signal that are cancelled leave nothing behind", needs({ ru
   assertEquals(new TextDecoder().decode((await command.output()).stdout), "flat\n");
 });
 
+test("P2 closing a SignalQueue wakes who waits for the next arrival", SIGNALS, async () => {
+  await run(function* (loop) {
+    const signals = new SignalQueue("SIGUSR1");
+    const waiting = loop.createTask(thrownBy(signals.get()));
+    while (waiting.op?.[0] !== "until") yield* checkpoint();
+    signals.close();
+    assert((yield* waiting.join()) instanceof ClosedError);
+  });
+});
+
+test("P2 a signal that is named twice is one, and a flood is dropped beyond 1024", SIGNALS, async () => {
+  const { addSignalListener, removeSignalListener } = Deno;
+  const listeners: (() => void)[] = [];
+  Deno.addSignalListener = (_name, listener) => void listeners.push(listener);
+  Deno.removeSignalListener = () => {};
+  try {
+    using signals = new SignalQueue("SIGUSR1", "SIGUSR1");
+    assertEquals(listeners.length, 1);
+    for (let i = 0; i < 1100; i++) listeners[0]();
+    assertEquals(signals.size, 1024);
+  } finally {
+    Object.assign(Deno, { addSignalListener, removeSignalListener });
+  }
+  await Promise.resolve();
+});
+
 // ---- Workers -------------------------------------------------------------------------------------------------------
 
 test("P3 runInWorker returns what the function returns, or what its promise resolves to", {}, async () => {

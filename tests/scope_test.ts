@@ -386,6 +386,19 @@ Deno.test("T4 an op that completed before the deadline, in the same turn, delive
   });
 });
 
+Deno.test("T4 a deadline that a block around was given from inside fires at the next op of the inner one", async () => {
+  await simulate(function* ({ world }) {
+    yield* cancelScope(function* (outer) {
+      yield* cancelScope(function* () {
+        outer.deadline = 5;
+        world.hold(10);
+        yield* checkpoint();
+        throw new Error("The checkpoint did not look");
+      });
+    });
+  });
+});
+
 // ---- T5 --------------------------------------------------------------------------------------------------------
 
 const FAMILIES: Record<string, (members: Coroutine<unknown>[]) => Coroutine<unknown>> = {
@@ -968,6 +981,10 @@ Deno.test("G1 a task of a group lives in no other scope: to name one is refused"
   });
 });
 
+Deno.test("G5 a block whose body gives text says what to give it", async () => {
+  await assertRejects(() => simulate(() => taskGroup(() => "text" as any)), TypeError, "Cannot run");
+});
+
 // ---- G6 --------------------------------------------------------------------------------------------------------
 
 Deno.test("G6 all: results in the order given, whatever order they came in", async () => {
@@ -1041,6 +1058,16 @@ Deno.test("G6 race: cancelled from outside it passes the cancellation on", async
     assertEquals(yield* moveOnAfter(10, race([tidy(log, "a"), tidy(log, "b")])), undefined);
     assertEquals(log, ["a", "b"]);
   });
+});
+
+Deno.test("G6 all of nothing is a cancellation point", async () => {
+  await simulate(() =>
+    cancelScope(function* (scope) {
+      scope.cancel();
+      yield* all([]);
+      throw new Error("It was not cancelled");
+    })
+  );
 });
 
 // ---- G7 --------------------------------------------------------------------------------------------------------
@@ -1218,6 +1245,21 @@ Deno.test("G1 start: ready twice is an error, ready at once is fine", async () =
       assertEquals(value, "before the first step");
     });
   });
+});
+
+Deno.test("G1 start: what is said before the first step counts, and the wait is an op all the same", async () => {
+  function atOnce(started: (n: number) => void): Coroutine {
+    started(1);
+    return sleep(0);
+  }
+  await simulate(() =>
+    taskGroup(function* (group) {
+      assertEquals(yield* group.start(atOnce), 1);
+      group.cancel();
+      yield* group.start(atOnce);
+      throw new Error("It was not cancelled");
+    })
+  );
 });
 
 // ---- Timers ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import {
   all,
   BusyError,
   type Cancelled,
+  cancelScope,
   checkpoint,
   ClosedError,
   connect,
@@ -18,6 +19,7 @@ import {
   listen,
   Loop,
   moveOnAfter,
+  runningLoop,
   serve,
   type ServeListener,
   sleep,
@@ -318,6 +320,14 @@ Deno.test("ST3 what was read stays as it was while more is put together behind i
   });
 });
 
+Deno.test("ST3 an early end of readUntil takes what there was", async () => {
+  await run(function* () {
+    const stream = ended(["rest"]);
+    assertEquals(text((yield* thrown(IncompleteReadError, stream.readUntil("|"))).partial), "rest");
+    assertEquals((yield* stream.read()).length, 0);
+  });
+});
+
 // ---- Cuts ----------------------------------------------------------------------------------------------------------
 
 const PARTS = ["\n", "\r\n", "\r", "\n\n", "a", "bc", "ä", "中", "🙂", "\u{feff}", "a long word", "", "--", "-"];
@@ -511,6 +521,25 @@ Deno.test("bad arguments are refused where they are written", async () => {
     yield* thrown(TypeError, stream.write({} as any));
     yield* thrown(TypeError, stream.write(null as any));
     assertEquals(text(yield* stream.readAll()), "abc");
+  });
+});
+
+Deno.test("C2 a read at the end of a stream, or of nothing, is a cancellation point, and may find the stream closed", async () => {
+  await run(function* () {
+    const loop = runningLoop();
+    const stream = ended([]);
+    assertEquals(yield* stream.readLine(), null);
+    for (const read of [() => stream.read(), () => stream.readExactly(0)]) {
+      yield* cancelScope(function* (scope): Coroutine {
+        scope.cancel();
+        yield* read();
+        throw new Error("It was not cancelled");
+      });
+    }
+    const reading = loop.createTask(thrown(ClosedError, stream.read()));
+    yield* checkpoint();
+    stream.close();
+    yield* reading.join();
   });
 });
 

@@ -30,6 +30,7 @@ import {
   sleep,
   type Task,
   taskGroup,
+  until,
   WouldBlock,
 } from "../mod.ts";
 import { platformTurn, simulate, simulation, thrownBy } from "./world.ts";
@@ -327,6 +328,28 @@ Deno.test("S1 a semaphore hands its slot to who has waited longest", async () =>
     yield* user("barger");
     assertEquals(log, ["a", "b", "c", "barger"]);
   });
+});
+
+Deno.test("K11 who waits behind a task of another loop is not in a deadlock", async () => {
+  const semaphore = new Semaphore(1);
+  function* use(): Coroutine {
+    using _slot = yield* semaphore.acquire();
+  }
+  const [first, second] = [simulation(), simulation()];
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const ahead = first.loop.run((function* () {
+    const slot = yield* semaphore.acquire();
+    const waiter = first.loop.createTask(use());
+    yield* until(promise);
+    slot[Symbol.dispose]();
+    yield* waiter.join();
+  })());
+  await platformTurn();
+  const behind = second.loop.run(use());
+  for (let i = 0; i < 20; i++) await platformTurn();
+  resolve();
+  await ahead;
+  await behind;
 });
 
 // ---- Condition -------------------------------------------------------------------------------------------------
@@ -909,6 +932,42 @@ Deno.test("S4 a PriorityQueue compares with < by default, and a waiting getter t
     TypeError,
     "Cannot make a queue with the compare 5: it must be a function",
   );
+});
+
+Deno.test("S4 a comparison that throws in a put does not make the queue larger", async () => {
+  await simulate(function* () {
+    const queue = new PriorityQueue<number>(2, (a, b) => {
+      if (a < 0) throw new RangeError("below 0");
+      return a - b;
+    });
+    yield* queue.put(1);
+    assertInstanceOf(yield* thrownBy(queue.put(-1)), RangeError);
+    yield* queue.put(2);
+    assertThrows(() => queue.putNowait(3), WouldBlock);
+  });
+});
+
+Deno.test("S4 C6 a slot that a cancelled put had been promised goes to the next putter", async () => {
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<number>(1);
+    const first = loop.createTask(queue.put(1));
+    const second = loop.createTask(queue.put(2));
+    first.cancel(); // It hears of it at its first op, when it has a slot.
+    yield* second.join();
+    assertEquals([first.cancelled, queue.getNowait()], [true, 2]);
+  });
+});
+
+Deno.test("S1 putNowait takes no slot that a waiting put was promised", async () => {
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<number>(1);
+    const put = loop.createTask(queue.put(1));
+    loop.createTask((function* (): Coroutine {
+      assertThrows(() => queue.putNowait(2), WouldBlock);
+    })());
+    yield* put.join();
+    assertEquals(queue.size, 1);
+  });
 });
 
 // ---- C6: leaving the queue of waiters --------------------------------------------------------------------------
