@@ -531,12 +531,11 @@ export class Loop {
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
       if (this.#stuckSince !== null && events.length === 0) this.#checkDeadlock(this.#stuckSince);
-      const outer = running; // A task of another loop may be running this one.
       running = this;
       try {
         this.#turn(events);
       } finally {
-        running = outer;
+        running = null;
         this.#current = null; // `onError` runs in no task.
       }
       if (this.#failed.length > 0) await this.#reportSoon();
@@ -667,7 +666,7 @@ export class Loop {
 
   /** Nothing came: throws if the grace is over. (Selectors may return early; a clock that stands still tells nothing.) */
   #checkDeadlock(since: number): void {
-    if (!this.#stuck || this.ready.length > 0 || this.#stopped) return;
+    if (!this.#stuck || this.#stopped) return;
     const passed = this.time() - since;
     if (passed >= DEADLOCK_GRACE || passed === 0) throw new DeadlockError([...this.tasks]);
   }
@@ -994,19 +993,18 @@ export class Loop {
   /** @ignore Somebody does not wait for the outcome of `task` after all. */
   _unwatch(task: Task<any>): void {
     task._watchers--;
-    if (task.error !== undefined && !task._reported && !this.#failed.includes(task)) this.#failed.push(task);
+    if (task.error !== undefined) this.#failed.push(task);
     if (!this.#running) this.#reportFailed(); // No turn will do it.
   }
 
   /** After the turn: only then has async code asked for a task's outcome, as in `until(Promise.all([task]))`. */
   async #reportSoon(): Promise<void> {
     await null;
-    const outer = running;
     running = this;
     try {
       this.#reportFailed();
     } finally {
-      running = outer;
+      running = null;
     }
   }
 
@@ -1146,7 +1144,6 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
     }
     task.loop._wake(task, value);
   };
-  task.loop._noteWait(other.loop);
   task.loop._parked += parks;
   signal.addEventListener("abort", () => {
     task.loop._parked -= parks;
@@ -1328,8 +1325,7 @@ export class Task<T = any> implements PromiseLike<T> {
     const callbacks = this.#callbacks ?? [];
     const i = callbacks.indexOf(callback);
     if (i < 0) return;
-    if (this.done) callbacks[i] = null; // They are being called, and keep their places.
-    else if (i === 0) callbacks.shift(); // So it is where many are cancelled in turn; cheaper than to move all others.
+    if (i === 0) callbacks.shift(); // So it is where many are cancelled in turn; cheaper than to move all others.
     else callbacks.splice(i, 1);
     this.loop._unwatch(this);
   }
@@ -1933,7 +1929,7 @@ export class Deque<T> {
 
 /** Something to be done at a time: wake a sleeping task, or cancel a scope. */
 interface Timer {
-  time: number;
+  readonly time: number;
   readonly target: Task<any> | CancelScope;
   /** The order in which timers were set, to tell equal times apart. */
   readonly order: number;

@@ -795,7 +795,6 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#writeEnded) return;
     yield* this.#until("close the write side of", () => {
       this.#writeEnded = true;
-      this._signal(EVENT_WRITE);
       return this.#conn.closeWrite();
     });
   }
@@ -849,19 +848,11 @@ export class Socket extends Pollable implements SocketLike {
    */
   *#until<T>(what: string, begin: () => Promise<T>): Coroutine<T> {
     try {
-      return yield* until(() => Promise.race([begin(), this.#untilClosed()]));
+      return yield* until(() => Promise.race([begin(), (this.#closing ??= Promise.withResolvers()).promise]));
     } catch (error) {
       if (!(error instanceof Cancelled)) this._check(what);
       throw error;
     }
-  }
-
-  #untilClosed(): Promise<never> {
-    if (!this.#closing) {
-      this.#closing = Promise.withResolvers();
-      this.#closing.promise.catch(() => {});
-    }
-    return this.#closing.promise;
   }
 
   // ---- The end ----------------------
@@ -889,7 +880,7 @@ export class Socket extends Pollable implements SocketLike {
    * taken.)
    */
   abort(): void {
-    if (!this.closed) this._shut();
+    this._shut();
     this.#forgetOutput();
     this.#end();
   }

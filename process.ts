@@ -160,15 +160,10 @@ export class SignalQueue {
   #listen(name: Deno.Signal): void {
     const listener = () => {
       if (this.#arrived.length < SIGNALS_MAX) this.#arrived.append(name);
-      this.#arrive();
+      this.#arrival?.resolve();
     };
     Deno.addSignalListener(name, listener);
     this.#listeners.push([name, listener]);
-  }
-
-  #arrive(): void {
-    this.#arrival?.resolve();
-    this.#arrival = null;
   }
 }
 

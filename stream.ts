@@ -531,13 +531,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     if (this.#writable && isOf(this.#writableLoop)) return this.#writable;
     const loop = this.#writableLoop = runningLoop();
     const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
-    const abort = () => this.abort();
     return this.#writable = new WritableStream({
       // A web stream calls `abort` only after the write under way; one to a peer that does not read never ends.
-      start: ({ signal }) => signal.addEventListener("abort", abort),
+      start: ({ signal }) => signal.addEventListener("abort", () => this.abort()),
       write: (chunk) => run(this.write(chunk)),
       close: () => run(this.closeWrite()),
-      abort,
     });
   }
 }
@@ -744,7 +742,6 @@ class Server<S extends StreamSocket, A extends Addr> {
   }
 
   *#drain(handlers: CancelScope): Coroutine<void> {
-    if (this.#connections.size === 0) return;
     yield* moveOnAfter(this.#options.drainTimeout, this.#ended());
     handlers.cancel("the server is shutting down");
     yield* shield(this.#ended());
@@ -757,7 +754,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   *#accept(loop: Loop, handlers: CancelScope): Coroutine<void> {
     for (;;) {
       // A listener is never writable, so this wait ends when it is closed, and leaves its connections alone.
-      while (this.#isFull) yield* race([this.#someRoom(), writeWait(this.#listener)]);
+      if (this.#isFull) yield* race([this.#someRoom(), writeWait(this.#listener)]);
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
         const task = loop.createTask(this.#handle(sock, addr), { name: nameOf(addr), scope: handlers });
@@ -780,7 +777,7 @@ class Server<S extends StreamSocket, A extends Addr> {
 
   /** Checks again in the very step in which it parks: in a race that is later than the call. */
   *#someRoom(): Coroutine<void> {
-    while (this.#isFull) yield* park(this.#room);
+    if (this.#isFull) yield* park(this.#room);
   }
 
   *#handle(sock: S, addr: A): Coroutine<void> {
