@@ -247,8 +247,8 @@ export class DefaultSelector implements Selector {
     }
     if (this._closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
     if (fileobj.closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
-    if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "recv");
-    if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "send");
+    if ((events & EVENT_READ) && isWatched(fileobj._readKey)) throw busy(fileobj, "recv on", "read");
+    if ((events & EVENT_WRITE) && isWatched(fileobj._writeKey)) throw busy(fileobj, "send on", "write");
     const key = new Key(fileobj, events, data, this);
     if (events & EVENT_READ) {
       fileobj._readKey = key;
@@ -415,11 +415,9 @@ function isWatched(key: Key | null): boolean {
   return key !== null && key.selector !== null && !key.selector._closed;
 }
 
-function busy(fileobj: Pollable, what: "recv" | "send"): BusyError {
-  const [verb, wanted] = fileobj instanceof Listener
-    ? ["accept", "accept from"]
-    : [what, what === "recv" ? "read" : "write"];
-  return new BusyError(`Cannot ${verb} on ${fileobj}: another task is already waiting to ${wanted} it`);
+function busy(fileobj: Pollable, what: string, verb: string): BusyError {
+  if (fileobj instanceof Listener) what = verb = "accept from";
+  return new BusyError(`Cannot ${what} ${fileobj}: another task is already waiting to ${verb} it`);
 }
 
 // -------------------------------------

@@ -124,7 +124,8 @@ function* handle(sock: Socket): Coroutine {
   try {
     for (let words; (words = yield* readCommand(stream)) !== null;) {
       if (words.length > 0) replies.push(answer(words));
-      // The answers to commands that came together leave together: sending costs more than all the rest.
+      // The answers to commands that came together leave together: sending costs more than all the rest. (A client that
+      // sends half a command, and waits for an answer before the other half, gets none. None of Redis's clients does.)
       const full = replies.length >= REPLIES_MAX || size(replies) >= REPLIES_FULL;
       if (stream.buffered === 0 || full) yield* stream.write(concat(replies.splice(0)));
     }

@@ -298,7 +298,10 @@ for (const transport of withListener) {
         yield* checkpoint();
         const error = yield* thrownBy(loop.sockAccept(listener));
         assertInstanceOf(error, BusyError);
-        assertEquals(error.message, `Cannot accept on ${listener}: another task is already waiting to accept from it`);
+        assertEquals(
+          error.message,
+          `Cannot accept from ${listener}: another task is already waiting to accept from it`,
+        );
         const client = yield* dial();
         (yield* first.join()).abort();
         client.abort();
