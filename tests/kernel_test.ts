@@ -2105,7 +2105,7 @@ Deno.test("K5 promises that are refused, or never waited for, end nothing but th
   })());
 });
 
-Deno.test("createTask refuses a scope that is none, where it is given", () => {
+Deno.test("K6 createTask refuses a scope that is none, where it is given", () => {
   const loop = new Loop();
   assertThrows(() => loop.createTask(sleep(1), { scope: {} as never }), TypeError, "it is not a CancelScope");
 });

@@ -16,6 +16,7 @@ import {
   type Listener,
   listenTls,
   type Loop,
+  moveOnAfter,
   readWait,
   sleep,
   type Socket,
@@ -44,7 +45,7 @@ import {
   unix,
 } from "./net_transports.ts";
 import { needs } from "./permissions.ts";
-import { bytes, text, thrownBy } from "./world.ts";
+import { bytes, platformTurn, text, thrownBy } from "./world.ts";
 
 const MB = 1_000_000;
 const withListener = transports.filter((transport) => transport.open);
@@ -879,6 +880,28 @@ Deno.test("N9 connect heeds a signal of its caller too", needs({ net: true }), (
     const error = yield* thrownBy(connect({ port: portOf(listener), signal: AbortSignal.abort(new Error("Enough")) }));
     assertStringIncludes(String(error), "Enough");
   }));
+
+Deno.test("N9 a connect that is cancelled gives up its attempt, and closes what it brings too late", async () => {
+  const { connect: real } = Deno;
+  try {
+    let given!: AbortSignal;
+    Deno.connect = (({ signal }: { signal: AbortSignal }) => (given = signal, new Promise(() => {}))) as any;
+    const { signal } = new AbortController();
+    await run(() => moveOnAfter(1, connect({ port: 1, signal })));
+    assert(given.aborted);
+    let closed = 0;
+    Deno.connect = (({ signal }: { signal: AbortSignal }) => {
+      const connecting = Promise.withResolvers<unknown>();
+      signal.addEventListener("abort", () => connecting.resolve({ close: () => closed++ }));
+      return connecting.promise;
+    }) as any;
+    await run(() => moveOnAfter(1, connect({ port: 1 })));
+    await platformTurn();
+    assertEquals(closed, 1);
+  } finally {
+    Deno.connect = real;
+  }
+});
 
 Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =>
   run(function* (loop) {

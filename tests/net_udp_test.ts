@@ -6,6 +6,7 @@ import { assert, assertEquals, assertInstanceOf, assertStringIncludes, assertThr
 import {
   type Addr,
   BusyError,
+  checkpoint,
   ClosedError,
   connect,
   type Coroutine,
@@ -316,5 +317,17 @@ Deno.test("N14 what goes wrong is thrown to who sent or receives, once, and the 
     assertEquals((yield* cancelled.join() as Generator<never, { bytesSent: number }>).bytesSent, 4);
     assert(!sock.sending);
     sock.close();
+  })());
+});
+
+Deno.test("N4 N14 a datagram socket that is closed as it sends tells who waits", async () => {
+  const conn = new FakeDatagrams();
+  const sock = new DatagramSocket(conn);
+  const loop = new Loop();
+  await loop.run((function* () {
+    const sending = loop.createTask(thrownBy(loop.sockSendto(sock, bytes("x"), conn.addr)));
+    while (conn.sends.length === 0) yield* checkpoint();
+    sock.close();
+    assertInstanceOf(yield* sending.join(), ClosedError);
   })());
 });

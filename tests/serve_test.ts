@@ -657,7 +657,7 @@ Deno.test("N12 hooks and signals that are none are refused where they are writte
   }
 });
 
-Deno.test("options out of range are refused where they are written", () => {
+Deno.test("N12 maxConnections and drainTimeout out of range are refused where they are written", () => {
   const listener = new FakeListener();
   for (const maxConnections of [0, -1, NaN, 1.5]) {
     assertThrows(() => serve(listener, forever, { maxConnections }), RangeError, `${maxConnections}`);

@@ -500,7 +500,7 @@ Deno.test("N6 an error of the socket passes through, and what had come before it
   });
 });
 
-Deno.test("bad arguments are refused where they are written", async () => {
+Deno.test("limits, counts, delimiters and data that are none are refused, and the stream goes on", async () => {
   for (const limit of [0, -1, NaN, "10" as never]) {
     assertThrows(() => new Stream(new PieceSocket(), { limit }), RangeError, `${limit}`);
   }
