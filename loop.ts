@@ -255,7 +255,7 @@ export interface LoopOptions {
   network?: Network | undefined;
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
   onError?: ((error: unknown, task: Task<any>) => void) | undefined;
-  /** Told of every op of every task, before it begins. */
+  /** Told of every op of every task, before it begins. What it throws is reported to `onError`. */
   trace?: ((event: TraceEvent) => void) | undefined;
 }
 
@@ -398,6 +398,7 @@ export class Loop {
    */
   async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal | undefined } = {}): Promise<T> {
     const { signal } = options;
+    hush(main);
     checkSignal("run", signal);
     await this.#begin();
     try {
@@ -536,7 +537,7 @@ export class Loop {
         this.#turn(events);
       } finally {
         running = null;
-        this.#current = null; // `onError` runs in no task.
+        this.#current = null; // What is reported after the turn is reported in no task.
       }
       if (this.#failed.length > 0) await this.#reportSoon();
     }
@@ -982,7 +983,7 @@ export class Loop {
 
   #tell(task: Task<any>, op: Op): void {
     try {
-      const [name, ...args] = Array.isArray(op) ? op as unknown as Op : [String(op)];
+      const [name, ...args] = Array.isArray(op) ? op as unknown as Op : [kind(op)];
       const told: unknown = this.#trace!({ task, op: name, args, time: this.time() });
       ifRejected(told, (error) => this._report(error, task));
     } catch (error) {
@@ -1032,7 +1033,7 @@ export class Loop {
   }
 }
 
-/** A hook may be an async function: `report` is told what it rejects with. For the other modules here too. */
+/** @ignore A hook may be an async function: `report` is told what it rejects with. */
 export function ifRejected(told: unknown, report: (error: unknown) => void): void {
   if (told instanceof Promise) told.catch(report);
 }
@@ -1144,6 +1145,7 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
     }
     task.loop._wake(task, value);
   };
+  task.loop._noteWait(other.loop);
   task.loop._parked += parks;
   signal.addEventListener("abort", () => {
     task.loop._parked -= parks;
@@ -2389,6 +2391,7 @@ export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
 /** @ignore Throws `TypeError` if `body` is not a function that makes a coroutine. */
 export function checkBody(taker: string, body: unknown): void {
   if (typeof body === "function") return;
+  hush(body); // Nobody will wait for it.
   throw new TypeError(`Cannot run ${kind(body)}: ${taker} takes a function, as in ${taker}(function* () { ... })`);
 }
 
@@ -2398,8 +2401,8 @@ function noCoroutine(cannot: string, thing: any, asIn: (right: string) => string
     return new TypeError(`${cannot} a function: call it, as in ${asIn(`${thing.name || "f"}()`)}`);
   }
   if (thing instanceof Task) return new TypeError(`${cannot} a task: it runs already; wait for it with task.join()`);
+  hush(thing); // A rejection must not end the program: that is not the mistake.
   if (typeof thing?.then === "function") {
-    hush(thing); // Its rejection must not end the program: that is not the mistake.
     return new TypeError(`${cannot} a promise: wrap it, as in ${asIn("until(promise)")}`);
   }
   return new TypeError(`${cannot} ${kind(thing)}: it takes the generator that a function* returns`);

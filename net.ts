@@ -657,15 +657,16 @@ export class Socket extends Pollable implements SocketLike {
     if (typeof result !== "number") {
       if (result === null) this.#eof = true;
       else this.#readError = result;
+      this.#forgetInput();
       // The system reports a reset once: the next write would seem to succeed.
       if (isReset(result)) this.#writeError ??= result;
-      this.#forgetInput();
     } else if (!this.closed) {
       this.#to += result;
       this.#adapt(result);
     }
-    if (this.closed) this.#onLingerRead(typeof result === "number" ? result : 0);
-    else this._signal(EVENT_READ);
+    if (this.closed) return this.#onLingerRead(typeof result === "number" ? result : 0);
+    this._signal(EVENT_READ);
+    if (this.#writeError !== null) this._signal(EVENT_WRITE);
   }
 
   /** A read that was filled makes the next one larger; several in a row that were nearly empty make it smaller. */
@@ -789,7 +790,8 @@ export class Socket extends Pollable implements SocketLike {
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
   *closeWrite(): Coroutine<void> {
-    yield* this.#flush("close the write side of");
+    this._check("close the write side of");
+    if (!this.#writeEnded) yield* this.#flush("close the write side of");
     if (this.#writeEnded) return;
     yield* this.#until("close the write side of", () => {
       this.#writeEnded = true;

@@ -28,6 +28,7 @@ import {
   type Coroutine,
   currentTask,
   Deque,
+  ifRejected,
   kind,
   type Loop,
   until,
@@ -400,10 +401,11 @@ export class WorkerPool {
   }
 
   #report(error: unknown): void {
+    const failed = (hookError: unknown) => console.error("Error in a hook:", hookError); // It must not end the program.
     try {
-      this.#onError(error);
+      ifRejected(this.#onError(error), failed);
     } catch (hookError) {
-      console.error("Error in a hook:", hookError); // It must not end the program either.
+      failed(hookError);
     }
   }
 

@@ -33,6 +33,7 @@ import {
   checkSignal,
   ClosedError,
   type Coroutine,
+  currentTask,
   ifRejected,
   kind,
   type ListenerLike,
@@ -40,7 +41,6 @@ import {
   park,
   ParkingLot,
   runningLoop,
-  runningLoopOrNull,
   sleep,
   type SocketLike,
   type Task,
@@ -183,11 +183,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   #skipping: Uint8Array | null = null;
   #reading = false;
   readonly #endReading: Disposable = { [Symbol.dispose]: () => void (this.#reading = false) };
-  // Web streams over it, and the loops they are of.
-  #readable: ReadableStream<Uint8Array<ArrayBuffer>> | null = null;
-  #readableLoop: Loop | null = null;
-  #writable: WritableStream<Uint8Array | string> | null = null;
-  #writableLoop: Loop | null = null;
+  /** Web streams over it, one for each loop that asked. */
+  #readables: WeakMap<Loop, ReadableStream<Uint8Array<ArrayBuffer>>> | null = null;
+  #writables: WeakMap<Loop, WritableStream<Uint8Array | string>> | null = null;
 
   /**
    * Makes a stream over `sock`, which is the stream's from now on.
@@ -480,8 +478,10 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * ```
    */
   get readable(): ReadableStream<Uint8Array<ArrayBuffer>> {
-    if (this.#readable && isOf(this.#readableLoop)) return this.#readable;
-    const loop = this.#readableLoop = runningLoop();
+    const loop = runningLoop();
+    const readables = this.#readables ??= new WeakMap();
+    const known = readables.get(loop);
+    if (known) return known;
     let task: Task<void> | null = null;
     let cancelled = false;
     const isWanted = () => !cancelled;
@@ -501,9 +501,10 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     // With a high-water mark of 0 nothing is read ahead, so it never holds bytes that nobody asked for.
     const readable = new ReadableStream({ pull, cancel }, { highWaterMark: 0 });
     const forget = () => {
-      if (this.#readable === readable) this.#readable = null; // By now another may be there.
+      if (readables.get(loop) === readable) readables.delete(loop); // By now another may be there.
     };
-    return this.#readable = readable;
+    readables.set(loop, readable);
+    return readable;
   }
 
   /** Bytes leave the buffer in the same step in which they are handed over: a cancellation comes before or after it. */
@@ -528,22 +529,20 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {Error} If no task is running here.
    */
   get writable(): WritableStream<Uint8Array | string> {
-    if (this.#writable && isOf(this.#writableLoop)) return this.#writable;
-    const loop = this.#writableLoop = runningLoop();
+    const loop = runningLoop();
+    const writables = this.#writables ??= new WeakMap();
+    const known = writables.get(loop);
+    if (known) return known;
     const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
-    return this.#writable = new WritableStream({
+    const writable = new WritableStream({
       // A web stream calls `abort` only after the write under way; one to a peer that does not read never ends.
       start: ({ signal }) => signal.addEventListener("abort", () => this.abort()),
       write: (chunk) => run(this.write(chunk)),
       close: () => run(this.closeWrite()),
     });
+    writables.set(loop, writable);
+    return writable;
   }
-}
-
-/** Whether it was `loop` that asked for a web stream, or nobody tells who asks now. */
-function isOf(loop: Loop | null): boolean {
-  const asks = runningLoopOrNull();
-  return asks === null || asks === loop;
 }
 
 function toBytes(what: string, data: Uint8Array | string): Uint8Array {
@@ -617,7 +616,10 @@ export interface ServeOptions<A extends Addr = Addr> {
    * @default 1000
    */
   drainTimeout?: number | undefined;
-  /** Told of the errors of handlers, with the client's address, and of `accept`, without. Default: the loop's `onError`. */
+  /**
+   * Told of each error of a handler, with its client's address, and without one of those of `accept`, or of an async
+   * `onListen`. Default: the loop's `onError`.
+   */
   onError?: ((error: unknown, addr?: Addr) => void) | undefined;
   /**
    * Ends the server when it aborts; `serve` then returns. A handler that waits for its client's next request should heed
@@ -726,7 +728,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
     let acceptor: Task<void> | undefined;
     try {
-      if (!this.#listener.closed) this.#listening(loop);
+      if (!this.#listener.closed) this.#listening();
       acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
       yield* untilAskedToEnd(acceptor);
     } finally {
@@ -736,9 +738,10 @@ class Server<S extends StreamSocket, A extends Addr> {
     }
   }
 
-  #listening(loop: Loop): void {
+  #listening(): void {
+    const task = currentTask();
     const told: unknown = this.#options.onListen?.(this.#listener.addr);
-    ifRejected(told, (error) => this.#report(loop, error));
+    ifRejected(told, (error) => this.#report(error, task));
   }
 
   *#drain(handlers: CancelScope): Coroutine<void> {
@@ -754,7 +757,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   *#accept(loop: Loop, handlers: CancelScope): Coroutine<void> {
     for (;;) {
       // A listener is never writable, so this wait ends when it is closed, and leaves its connections alone.
-      if (this.#isFull) yield* race([this.#someRoom(), writeWait(this.#listener)]);
+      while (this.#isFull) yield* race([this.#someRoom(), writeWait(this.#listener)]);
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
         const task = loop.createTask(this.#handle(sock, addr), { name: nameOf(addr), scope: handlers });
@@ -765,7 +768,8 @@ class Server<S extends StreamSocket, A extends Addr> {
         const name = error instanceof Error ? error.name : "";
         if (FATAL.has(name)) throw error;
         if (GONE.has(name)) continue;
-        this.#report(loop, error);
+        withoutStack(error);
+        this.#report(error, currentTask());
         yield* sleep(ACCEPT_BACKOFF);
       }
     }
@@ -789,20 +793,21 @@ class Server<S extends StreamSocket, A extends Addr> {
     const [sock, addr] = this.#connections.get(task)!;
     this.#connections.delete(task);
     this.#room.unpark();
-    sock.close();
-    const { onError } = this.#options;
-    if (!onError || task.error === undefined || task._reported) return;
-    ifRejected(onError(task.error, addr), (error) => task.loop._report(error, task));
+    try {
+      sock.close();
+    } finally {
+      if (this.#options.onError && task.error !== undefined && !task._reported) this.#report(task.error, task, addr);
+    }
   };
 
-  #report(loop: Loop, error: unknown): void {
-    const failed = (error: unknown) => void loop.createTask(fail(error), { name: "accept" });
-    withoutStack(error);
+  /** Tells `onError`, or the loop's, of what went wrong in `task`. */
+  #report(error: unknown, task: Task, addr?: Addr): void {
+    const failed = (error: unknown) => task.loop._report(error, task);
     try {
-      if (!this.#options.onError) throw error;
-      ifRejected(this.#options.onError(error), failed);
-    } catch (error) {
-      failed(error);
+      if (this.#options.onError) ifRejected(this.#options.onError(error, addr), failed);
+      else failed(error);
+    } catch (hookError) {
+      failed(hookError);
     }
   }
 }
@@ -828,11 +833,6 @@ function withoutStack(error: unknown): void {
 /** What the task of a client is called; undefined for one that has no address, as on a Unix path. */
 function nameOf(addr: Addr): string | undefined {
   return "port" in addr ? `${addr.hostname}:${addr.port}` : undefined;
-}
-
-/** To tell the loop's `onError` of something: a task that fails with nobody to join it. */
-function* fail(error: unknown): Coroutine<void> {
-  throw error;
 }
 
 // Discussion: the platform's error classes are none of this file's business, so errors of `accept` are told apart by name.

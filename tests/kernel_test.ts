@@ -731,6 +731,40 @@ async function printedBy(body: () => Promise<void>): Promise<string> {
   return printed.join("\n");
 }
 
+Deno.test("K9 N15 a promise given to a run that is refused is heard", async () => {
+  const { loop } = simulation();
+  const rejecting = () => until(Promise.reject(new Error("unheard")));
+  const running = loop.run(sleep(1));
+  await assertRejects(() => loop.run(rejecting()), Error, "it is running already");
+  await running;
+  await assertRejects(() => loop.run(rejecting(), { signal: 5 as never }), TypeError, "the signal 5");
+  await platformTurn();
+});
+
+Deno.test("K5 K15 what is no op, and cannot be made a string, is traced too", async () => {
+  await simulate(function* () {
+    function* mistaken(): Coroutine {
+      yield Object.create(null);
+    }
+    assertInstanceOf(yield* thrownBy(mistaken), TypeError);
+  }, { trace: () => {} });
+});
+
+Deno.test("K11 what another loop's task gives to until() counts as help from outside", async () => {
+  const { loop } = simulation();
+  const other = simulation().loop;
+  const [lot, task] = [new ParkingLot(), other.createTask(checkpoint())];
+  const result = loop.run((function* (): Coroutine {
+    yield* until(task);
+    yield* park(lot);
+  })());
+  await platformTurn();
+  await other.runForever();
+  for (let i = 0; i < 20; i++) await platformTurn();
+  lot.unpark();
+  await result;
+});
+
 Deno.test("K8 N15 an onError that throws, or an async one that rejects, is printed and stops nothing", async () => {
   const wrong = new Error("bad onError");
   const throwing = () => {

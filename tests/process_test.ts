@@ -645,6 +645,27 @@ test("P6 who waits for a thread looks at each loop that uses the pool, and not a
   assert(looks < 100, `${looks} looks`);
 });
 
+test("P4 N15 an onError of a pool that is async and rejects is printed", {}, async () => {
+  const printed: unknown[] = [];
+  const original = console.error;
+  console.error = (...args: unknown[]) => printed.push(args[1]);
+  try {
+    await run(function* () {
+      const wrong = new Error("bad onError");
+      using pool = new WorkerPool(1, { onError: () => Promise.reject(wrong) });
+      yield* pool.run(() =>
+        void setTimeout(() => {
+          throw new Error("stray");
+        })
+      );
+      yield* untilHolds(() => printed.length > 0);
+      assertEquals(printed, [wrong]);
+    });
+  } finally {
+    console.error = original;
+  }
+});
+
 Deno.test("P6 a pool of no size, and work that cannot travel, are refused where they are written", () => {
   for (const size of [0, -1, 1.5, NaN]) assertThrows(() => new WorkerPool(size), RangeError);
   assertThrows(() => new WorkerPool("5" as any), RangeError, 'a pool of "5" workers');

@@ -876,11 +876,14 @@ Deno.test("N15 a promise that rejects before anybody waits for it is heard, thou
       return scope;
     });
     assertThrows(() => failAfter(-1, rejecting()), RangeError);
+    assertThrows(() => taskGroup(rejecting() as any), TypeError);
+    assertThrows(() => cancelScope(rejecting() as any), TypeError);
     assertThrows(() => moveOnAfter(NaN, rejecting()), RangeError);
     assertThrows(() => group.createTask(rejecting()), Error, "its block has ended");
     assertThrows(() => loop.createTask(rejecting(), { scope: scope! }), Error, "its block has ended");
     for (const run of [all, race] as ((coros: any) => Coroutine<unknown>)[]) {
       assertInstanceOf(yield* thrownBy(run(rejecting())), TypeError);
+      assertInstanceOf(yield* thrownBy(run([[rejecting()]])), TypeError);
       const late = run([rejecting(), sleep(1)]);
       yield* until(platformTurn()); // Deno looks for what nobody has heard.
       assertEquals(yield* thrownBy(late), wrong);

@@ -14,6 +14,7 @@ import {
   connect,
   type Coroutine,
   EVENT_READ,
+  EVENT_WRITE,
   failAfter,
   listen,
   Loop,
@@ -35,7 +36,7 @@ import {
 import { removeSocketFile, run, tcp, tlsTransport, unix } from "./net_transports.ts";
 import { needs, needsPrograms } from "./permissions.ts";
 import { PieceSocket } from "./pieces.ts";
-import { FakeSocket, platformTurn, simulate, type Simulation, text } from "./world.ts";
+import { FakeSocket, platformTurn, simulate, type Simulation, simulation, text } from "./world.ts";
 
 const ADDR = { transport: "tcp", hostname: "127.0.0.1", port: 1 } as const;
 
@@ -503,6 +504,52 @@ Deno.test("N12 what onListen throws is thrown, whatever it is, and the listener 
   });
 });
 
+Deno.test("N12 maxConnections holds, though a selector reports the listener as writable", async () => {
+  let most = 0;
+  let running = 0;
+  function* handler(): Coroutine {
+    most = Math.max(most, ++running);
+    yield* turns(5);
+    running--;
+  }
+  await serving(handler, { maxConnections: 1 }, function* ({ listener }) {
+    listener.push(...sockets(5));
+    listener.ready |= EVENT_WRITE;
+    yield* turns(200);
+    assertEquals([most, listener.accepted], [1, 5]);
+  });
+});
+
+Deno.test("N12 what an async hook rejects with after the run is reported, and leaves no task", async () => {
+  const { loop, errors } = simulation();
+  const stop = new AbortController();
+  const late = Promise.withResolvers<void>();
+  const onListen = () => (stop.abort(), late.promise);
+  await loop.run(serve(new FakeListener(), forever, { onListen, signal: stop.signal }));
+  const wrong = new Error("late");
+  late.reject(wrong);
+  await platformTurn();
+  assertEquals([errors.map(({ error }) => error), [...loop.tasks]], [[wrong], []]);
+});
+
+Deno.test("N12 a handler's error is told though its socket throws as it is closed", async () => {
+  const errors: Simulation["errors"] = [];
+  const told: unknown[] = [];
+  await simulate(function* ({ loop }) {
+    const listener = new FakeListener();
+    const handler = function* (sock: PieceSocket): Coroutine {
+      sock.close = () => {
+        throw "of close";
+      };
+      throw "of the handler";
+    };
+    loop.createTask(serve(listener, handler, { onError: (error) => told.push(error) }));
+    listener.push(new PieceSocket());
+    yield* sleep(1);
+  }, { errors });
+  assertEquals([told, errors.map(({ error }) => error)], [["of the handler"], ["of close"]]);
+});
+
 Deno.test("N12 a server whose listener was closed before its first step does not say that it listens", async () => {
   await simulate(function* () {
     const listener = new FakeListener();
@@ -594,7 +641,7 @@ Deno.test("N10 without onError an error of accept reaches the loop's own", async
     listener.push(wrong);
     yield* sleep(10);
   }, { errors });
-  assertEquals(errors.map(({ error, task }) => [error, task?.name]), [[wrong, "accept"]]);
+  assertEquals(errors.map(({ error, task }) => [error, task?.name]), [[wrong, "serve"]]);
 });
 
 Deno.test("N10 cancel ends the back-off", async () => {
@@ -831,7 +878,7 @@ Deno.test(
     );
     const port = Number((await readUntil(out, /listening on .*:(\d+)\n/))[1]);
     const clients = await Promise.all(Array.from({ length: 60 }, () => Deno.connect({ hostname: "127.0.0.1", port })));
-    await readUntil(err, /Error in task \d+ "accept".*EMFILE/);
+    await readUntil(err, /Error in task \d+ "serve".*EMFILE/);
     await echoes(clients[0]); // Those who are in are served on.
     for (const client of clients.slice(0, 59)) client.close();
     await echoes(clients[59]); // And so is, when there is room, the one who waited outside.

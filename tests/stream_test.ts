@@ -606,6 +606,16 @@ Deno.test("readable and writable are of the loop that asks for them", async () =
     return text(value!);
   }
   assertEquals(await run(talk), "first");
+  let ours!: ReadableStream;
+  const other = new Loop();
+  await run(function* () {
+    ours = stream.readable;
+    ours.getReader();
+    yield* until(other.run(function* () {
+      assert(stream.readable !== ours);
+    }()));
+    assert(stream.readable === ours); // It has not been forgotten over the other's.
+  });
   sock.feed("second");
   assertEquals(await run(talk), "second");
   assertEquals(text(sock.written[0]) + text(sock.written[1]), "FIRSTSECOND");
