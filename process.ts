@@ -90,7 +90,9 @@ export class SignalQueue {
   /** Only one waits for the next arrival; the others wait for that one. */
   readonly #lock = new Lock();
   #arrival: PromiseWithResolvers<void> | null = null;
+  /** Keeps the program going while somebody waits. */
   #hold: ReturnType<typeof setInterval> | undefined;
+  /** The scopes of those who wait. */
   readonly #getters = new Set<CancelScope>();
   #listeners: [name: Deno.Signal, listener: () => void][] = [];
   #closed = false;
@@ -150,7 +152,7 @@ export class SignalQueue {
     for (const [name, listener] of this.#listeners) Deno.removeSignalListener(name, listener);
     this.#listeners = [];
     cancelAll(this.#getters, "the signal queue is closed");
-    clearInterval(this.#hold); // The loop of who waits may have been stopped.
+    clearInterval(this.#hold); // The loop of the one who waits may have been stopped.
   }
 
   /** `close()`, for `using`. */
