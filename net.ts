@@ -412,7 +412,7 @@ export class DefaultSelector implements Selector {
 }
 
 function isWatched(key: Key | null): boolean {
-  return key !== null && key.selector !== null && !key.selector._closed;
+  return key !== null && !key.selector!._closed; // Who drops a key takes it from its socket.
 }
 
 function busy(fileobj: Pollable, what: string, verb: string): BusyError {

@@ -48,6 +48,30 @@ Deno.test("call hands on what the called coroutine throws, and the caller can ca
   assertStrictEquals(await new Loop().run(main()), error);
 });
 
+Deno.test("call: what nobody catches ends the task, through all that called", async () => {
+  const error = new Error("from below");
+  function* failing(n: number): Coroutine {
+    yield* checkpoint();
+    if (n === 0) throw error;
+    yield* call(failing(n - 1));
+  }
+  for (const n of [1, 3]) assertStrictEquals(await assertRejects(() => new Loop().run(failing(n))), error);
+});
+
+Deno.test("call: tasks that are inside calls at the same time each come back to their own callers", async () => {
+  const loop = new Loop();
+  function* called(name: string, n: number): Coroutine<string> {
+    yield* checkpoint();
+    return n === 0 ? name : `${yield* call(called(name, n - 1))}${n}`;
+  }
+  await loop.run((function* (): Coroutine {
+    const tasks = ["a", "b", "c"].map((name, i) => loop.createTask(called(name, i + 1)));
+    const values: string[] = [];
+    for (const task of tasks) values.push(yield* task.join());
+    assertEquals(values, ["a1", "b12", "c123"]);
+  })());
+});
+
 Deno.test("C1 a cancellation unwinds called coroutines from the inside out, shielded cleanup included", async () => {
   const loop = new Loop();
   const order: string[] = [];

@@ -20,6 +20,7 @@ import {
   currentTask,
   DeadlockError,
   Event,
+  EVENT_READ,
   EVENT_WRITE,
   failAfter,
   Lock,
@@ -639,6 +640,21 @@ Deno.test("C4 a socket that is ready, or a time that is up, in the turn of the c
       yield* first.join();
       yield* task.wait();
       assertEquals([log, task.cancelled, lot.length], [["there"], true, 0]);
+    }
+  });
+});
+
+Deno.test("C4 a reader that is cancelled leaves the writer of its socket waiting, and the other way round", async () => {
+  await simulate(function* ({ loop }) {
+    for (const [goes, stays, ready] of [[readWait, writeWait, EVENT_WRITE], [writeWait, readWait, EVENT_READ]] as const) {
+      const sock = new FakeSocket();
+      const gone = loop.createTask(goes(sock));
+      const other = loop.createTask(stays(sock));
+      yield* checkpoint();
+      gone.cancel();
+      yield* gone.wait();
+      sock.ready = ready;
+      yield* failAfter(10, other.join());
     }
   });
 });

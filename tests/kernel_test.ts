@@ -1248,6 +1248,28 @@ Deno.test("K10 a shield ends with its block, also for a task that outlives it", 
   assertEquals([task.cancelled, [...loop.tasks]], [true, []]);
 });
 
+Deno.test("K4 the selector is never asked to wait for less than no time, and for ever is undefined", async () => {
+  const asked: (number | undefined)[] = [];
+  const world = new World();
+  let now = 0;
+  const select = (timeout?: number) => {
+    asked.push(timeout);
+    return timeout === undefined ? new Promise<[]>((resolve) => wake = () => resolve([])) : world.select(0);
+  };
+  let wake = () => {};
+  const clock = { now: () => now += 0.75 }; // Each look at it takes time: what is due may have been due for a while.
+  const loop = new Loop({ selector: Object.assign(world, { select }), clock });
+  const running = loop.run((function* (): Coroutine {
+    for (let i = 0; i < 20; i++) yield* sleep(i / 4);
+    yield* moveOnAfter(Infinity, sleep(Infinity));
+  })(), { signal: AbortSignal.any([]) });
+  while (asked.at(-1) !== undefined || asked.length === 0) await platformTurn();
+  assertEquals(asked.filter((timeout) => timeout !== undefined && !(timeout >= 0)), []);
+  for (const task of loop.tasks) task.cancel();
+  wake();
+  await assertRejects(() => running, Cancelled);
+});
+
 // ---- K11 ---------------------------------------------------------------------------------------------------------
 
 Deno.test("K11 a deadlock is told, with every task and what it waits on", async () => {

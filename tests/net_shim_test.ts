@@ -18,6 +18,7 @@ import {
   DefaultSelector,
   EVENT_READ,
   EVENT_WRITE,
+  failAfter,
   listen,
   Listener,
   listenTls,
@@ -263,6 +264,35 @@ Deno.test("selector: an earlier timeout is not held up by the timer of a later o
     await turn();
   }));
 
+Deno.test("selector: a select that was woken early leaves the next its own timeout", () =>
+  withTimers(async (timers) => {
+    const selector = new DefaultSelector();
+    for (let i = 0; i < 2; i++) {
+      const selected = selector.select(1000);
+      assertEquals(timers.size, 1);
+      selector.wakeup();
+      assertEquals([await selected, timers.size], [[], 0]);
+    }
+    selector.close();
+  }));
+
+Deno.test("selector: what a closed one watched another can watch, and what another watches it cannot end", async () => {
+  const { conn, sock, selector } = fake();
+  const next = new DefaultSelector();
+  selector.register(sock, EVENT_READ);
+  selector.register(sock, EVENT_WRITE);
+  selector.close();
+  assert(next.isReady(sock, EVENT_WRITE));
+  next.register(sock, EVENT_READ | EVENT_WRITE);
+  selector.unregister(sock);
+  assertThrows(() => next.register(sock, EVENT_WRITE), BusyError);
+  assertEquals((await next.select()).map(([, events]) => events), [EVENT_WRITE]);
+  await conn.arrive("x");
+  assertEquals((await next.select()).map(([, events]) => events), [EVENT_READ | EVENT_WRITE]);
+  next.close();
+  sock.abort();
+});
+
 Deno.test("selector: mistakes are told at once", async () => {
   const { sock, selector } = fake();
   const other = new DefaultSelector();
@@ -439,7 +469,7 @@ Deno.test("N7 recvInto does not free what recv has handed out", async () => {
   selector.close();
 });
 
-Deno.test("N2 the end of the stream lets go of the buffer, and reads no more", async () => {
+Deno.test("N2 at the end of the stream nothing more is read, however often it is asked", async () => {
   const { conn, sock, selector } = fake();
   selector.register(sock, EVENT_READ);
   await selector.select(0);
@@ -520,6 +550,32 @@ Deno.test("N6 a failed write is thrown by every later send, and by nobody else",
   selector.close();
 });
 
+Deno.test("N6 the buffer of a write that failed serves no other: the platform may still read it", async () => {
+  const broken = fake();
+  const other = fake();
+  broken.sock.send(bytes("lost"));
+  const { buffer, reject } = broken.conn.writes.shift()!;
+  reject(new Deno.errors.BrokenPipe("broken"));
+  await turn();
+  other.sock.send(bytes("kept"));
+  assert(other.conn.writes[0].buffer.buffer !== buffer.buffer);
+  broken.sock.abort();
+  other.sock.abort();
+});
+
+Deno.test("N6 a reset that a read hears of ends the wait for room, though the write is still under way", async () => {
+  const { conn, sock, selector } = fake();
+  while (selector.isReady(sock, EVENT_WRITE)) sock.send(new Uint8Array(64 * KB));
+  sock._arm(EVENT_READ);
+  selector.register(sock, EVENT_WRITE);
+  const selected = selector.select();
+  conn.reads.shift()!.reject(new Deno.errors.ConnectionReset("reset"));
+  assertEquals((await selected).length, 1);
+  assertThrows(() => sock.send(bytes("x")), Deno.errors.ConnectionReset);
+  sock.abort();
+  selector.close();
+});
+
 Deno.test("N6 a reset that a write has heard of is no end of the stream, an end before it is one", async () => {
   for (const [ErrorClass, ends] of [[Deno.errors.ConnectionReset, false], [Deno.errors.BrokenPipe, true]] as const) {
     const { conn, sock, selector } = fake();
@@ -582,6 +638,17 @@ Deno.test("N15 a setting that has to wait for a write may fail without a sound",
   await conn.take();
   assertEquals(conn.settings, ["noDelay true"]);
   assertThrows(() => sock.setKeepAlive(false), Error, "broken"); // At once, it is told at once.
+  sock.close();
+});
+
+Deno.test("N15 a setting that had to wait for a write is made once", async () => {
+  const { conn, sock } = fake();
+  sock.send(bytes("abc"));
+  sock.setNoDelay();
+  await conn.take();
+  sock.send(bytes("def"));
+  await conn.take();
+  assertEquals(conn.settings, ["noDelay true"]);
   sock.close();
 });
 
@@ -766,6 +833,35 @@ Deno.test("N5 two flushes one after the other each wait for their own bytes", as
   assertEquals(conn.closed, 1);
 });
 
+Deno.test("N5 a closed socket ends its side once, however much it reads after that", async () => {
+  const { conn, sock } = fake();
+  let ends = 0;
+  conn.closeWrite = () => (ends++, Promise.resolve());
+  sock.send(bytes("abc"));
+  sock.close();
+  await conn.take();
+  for (let i = 0; i < 3; i++) await conn.arrive("noise");
+  assertEquals(ends, 1);
+  await conn.arriveEnd();
+  assertEquals(conn.closed, 1);
+});
+
+Deno.test("N5 two tasks that wait for the same flush are both told", async () => {
+  const { conn, sock } = fake();
+  const loop = new Loop();
+  sock.send(bytes("abc"));
+  await loop.run((function* (): Coroutine {
+    const tasks = [loop.createTask(sock.closeWrite()), loop.createTask(sock.closeWrite())];
+    yield* checkpoint();
+    yield* checkpoint();
+    yield* until(conn.take());
+    for (const task of tasks) yield* failAfter(1000, task.join());
+  })());
+  assert(conn.writeEnded);
+  sock.close();
+  conn.reads.shift()?.resolve(null);
+});
+
 Deno.test("N5 a closed socket whose read fails lets go at once, what is unsent too", async () => {
   const { conn, sock, selector } = fake();
   sock.send(bytes("unsent"));
@@ -912,6 +1008,20 @@ Deno.test("socketPair needs no loop to be read and written", async () => {
   left.close();
   right.close();
   selector.close();
+});
+
+Deno.test("socketPair: who takes all that was written makes room for the rest, and need not read again for that", async () => {
+  const [left, right] = socketPair();
+  const loop = new Loop();
+  const size = 17 * KB; // one pipe and a bit
+  await loop.run((function* (): Coroutine {
+    yield* loop.sockSendall(left, new Uint8Array(size));
+    yield* until(turn());
+    for (let got = 0; got < 16 * KB;) got += (yield* loop.sockRecv(right, 16 * KB - got)).length;
+    yield* failAfter(1000, left.closeWrite());
+  })());
+  left.abort();
+  right.abort();
 });
 
 Deno.test("socketPair: an end closed with input unread resets the other", async () => {

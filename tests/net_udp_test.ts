@@ -15,6 +15,7 @@ import {
   DatagramSocket,
   DefaultSelector,
   EVENT_READ,
+  EVENT_WRITE,
   listen,
   type Listener,
   Loop,
@@ -291,6 +292,26 @@ Deno.test("N14 one datagram is held each way, and receiving reuses its buffer un
   assertThrows(() => sock.sent(), WouldBlock, "it is still sending");
   sock.close();
   await selector.select(0);
+  selector.close();
+});
+
+Deno.test("N14 as long as a datagram is leaving the socket cannot be written, and a second watch receives nothing twice", async () => {
+  const conn = new FakeDatagrams();
+  const sock = new DatagramSocket(conn);
+  const selector = new DefaultSelector();
+  assert(selector.isReady(sock, EVENT_WRITE));
+  sock.sendto(bytes("x"), conn.addr);
+  assert(!selector.isReady(sock, EVENT_WRITE));
+  for (let i = 0; i < 2; i++) {
+    selector.register(sock, EVENT_READ);
+    await selector.select(0);
+    selector.unregister(sock);
+  }
+  assertEquals(conn.receives.length, 1);
+  conn.sends[0].resolve(1);
+  await selector.select(0);
+  assert(selector.isReady(sock, EVENT_WRITE));
+  sock.close();
   selector.close();
 });
 

@@ -19,6 +19,7 @@ import {
   cancelScope,
   checkpoint,
   type Coroutine,
+  currentTask,
   Event,
   failAfter,
   type Loop,
@@ -1038,6 +1039,17 @@ Deno.test("G6 race: a tie goes to the first in the list, and undefined can win",
   });
 });
 
+Deno.test("G6 race: who is cancelled alone has not won", async () => {
+  await simulate(function* () {
+    function* gone(): Coroutine<string> {
+      currentTask().cancel();
+      yield* checkpoint();
+      return "not reached";
+    }
+    assertEquals(yield* race([gone(), after(10, "winner")]), "winner");
+  });
+});
+
 Deno.test("G6 race: an error that comes first is thrown, an error of a loser's cleanup too", async () => {
   await simulate(function* () {
     const log: string[] = [];
@@ -1210,6 +1222,31 @@ Deno.test("G4 a start that is cancelled cancels the task and waits for its clean
       assertEquals(yield* moveOnAfter(10, group.start(() => tidy(log, "child", 15))), undefined);
       assertEquals([log, loop.time(), group.size], [["child"], 25, 0]);
     });
+  });
+});
+
+Deno.test("G4 a start that is cancelled hands its reason on to the task", async () => {
+  await simulate(function* () {
+    let reason: unknown;
+    yield* taskGroup(function* (group) {
+      yield* cancelScope(function* (scope) {
+        const task = group.createTask(cancelSoon(scope));
+        yield* group.start(function* () {
+          try {
+            yield* sleep(1000);
+          } catch (error) {
+            reason = (error as Cancelled).reason;
+            throw error;
+          }
+        });
+        yield* task.join();
+      });
+    });
+    assertEquals(reason, "too slow");
+    function* cancelSoon(scope: CancelScope): Coroutine<void> {
+      yield* sleep(1);
+      scope.cancel("too slow");
+    }
   });
 });
 
@@ -1563,6 +1600,19 @@ Deno.test("G1 a group waits for its tasks, whatever its body throws", async () =
       thrown = error;
     }
     assert(thrown === proxy && task!.done);
+  });
+});
+
+Deno.test("G5 a group whose block was ended by hand takes no more tasks", async () => {
+  await simulate(function* () {
+    let group!: TaskGroup;
+    const block = taskGroup(function* (own) {
+      group = own;
+      yield* sleep(1000);
+    });
+    block.next();
+    block.return(undefined as never);
+    assertThrows(() => group.createTask(sleep(1)), Error, "in this group: its block has ended");
   });
 });
 

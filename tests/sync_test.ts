@@ -330,6 +330,22 @@ Deno.test("S1 a semaphore hands its slot to who has waited longest", async () =>
   });
 });
 
+Deno.test("C6 S1 who is cancelled as it gets a slot hands it to who waits", async () => {
+  await simulate(function* ({ loop }) {
+    const semaphore = new Semaphore(1);
+    const log: string[] = [];
+    function* user(name: string): Coroutine<void> {
+      using _slot = yield* semaphore.acquire();
+      log.push(name);
+    }
+    const first = loop.createTask(user("cancelled"));
+    const second = loop.createTask(user("next"));
+    first.cancel(); // It begins all the same, and holds the slot until it is thrown this at its first op.
+    yield* failAfter(10, second.join());
+    assertEquals([log, first.cancelled, semaphore.value], [["next"], true, 1]);
+  });
+});
+
 Deno.test("K11 who waits behind a task of another loop is not in a deadlock", async () => {
   const semaphore = new Semaphore(1);
   function* use(): Coroutine {
