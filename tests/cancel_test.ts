@@ -646,7 +646,9 @@ Deno.test("C4 a socket that is ready, or a time that is up, in the turn of the c
 
 Deno.test("C4 a reader that is cancelled leaves the writer of its socket waiting, and the other way round", async () => {
   await simulate(function* ({ loop }) {
-    for (const [goes, stays, ready] of [[readWait, writeWait, EVENT_WRITE], [writeWait, readWait, EVENT_READ]] as const) {
+    for (
+      const [goes, stays, ready] of [[readWait, writeWait, EVENT_WRITE], [writeWait, readWait, EVENT_READ]] as const
+    ) {
       const sock = new FakeSocket();
       const gone = loop.createTask(goes(sock));
       const other = loop.createTask(stays(sock));

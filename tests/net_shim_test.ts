@@ -506,6 +506,12 @@ Deno.test("N7 a socket takes 128 KiB that do not leave, and no more", async () =
   selector.close();
 });
 
+Deno.test("N7 to send nothing writes nothing", () => {
+  const { conn, sock } = fake();
+  assertEquals([sock.send(new Uint8Array(0)), conn.writes.length], [0, 0]);
+  sock.close();
+});
+
 Deno.test("N7 what is sent while a write is under way goes out in one more, in order", async () => {
   const { conn, sock } = fake();
   for (const word of ["one ", "two ", "three ", "four"]) sock.send(bytes(word));
@@ -954,6 +960,20 @@ Deno.test("N10 what goes wrong in accept is thrown once, and the listener goes o
   below.accepts.shift()!.resolve(new FakeConnection());
   await turn();
   assertInstanceOf(listener.accept()[0], Socket);
+  listener.close();
+  selector.close();
+});
+
+Deno.test("N10 a listener has one accept under way, however often it is watched, and none for who waits to write", async () => {
+  const below = new FakeListener();
+  const listener = new Listener(below);
+  const selector = new DefaultSelector();
+  for (const event of [EVENT_WRITE, EVENT_READ, EVENT_READ]) {
+    selector.register(listener, event);
+    assertEquals(await selector.select(0), []);
+    assertEquals(below.accepts.length, event === EVENT_WRITE ? 0 : 1);
+    selector.unregister(listener);
+  }
   listener.close();
   selector.close();
 });
