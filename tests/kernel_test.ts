@@ -1322,14 +1322,16 @@ Deno.test("K11 a timer, a socket, a promise or a signal to abort may still help"
   }
 });
 
-Deno.test("K11 a cancel or a deadline from outside counts as a sign of life", async () => {
-  for (const sign of ["cancel", "deadline"]) {
+Deno.test("K11 a cancel, a deadline or an unpark from outside counts as a sign of life", async () => {
+  for (const sign of ["cancel", "deadline", "unpark"]) {
     const { loop, world } = simulation();
     world.autojump = false;
     const lot = new ParkingLot("rescue");
+    const outside = new ParkingLot("outside");
     let scope!: CancelScope;
     const other = loop.createTask(cancelScope(function* (own) {
       scope = own;
+      yield* park(outside);
       yield* park(new ParkingLot());
     }));
     const running = loop.run(park(lot));
@@ -1337,7 +1339,8 @@ Deno.test("K11 a cancel or a deadline from outside counts as a sign of life", as
     world.advance(500);
     await platformTurn();
     if (sign === "cancel") other.cancel();
-    else scope.deadline = 1e9;
+    else if (sign === "deadline") scope.deadline = 1e9;
+    else outside.unpark();
     for (let i = 0; i < 5; i++) {
       await platformTurn();
       world.advance(800);
@@ -2163,6 +2166,10 @@ Deno.test("K5 promises that are refused, or never waited for, end nothing but th
 Deno.test("K6 createTask refuses a scope that is none, where it is given", () => {
   const loop = new Loop();
   assertThrows(() => loop.createTask(sleep(1), { scope: {} as never }), TypeError, "it is not a CancelScope");
+  return new Loop().run(cancelScope(function* (scope) {
+    assertThrows(() => loop.createTask(sleep(1), { scope }), Error, "it is in another loop");
+    yield* checkpoint();
+  }));
 });
 
 Deno.test("K16 a wait for a promise that stays leaves hardly anything with it", needs({ run: true }), async () => {

@@ -293,6 +293,13 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
     }));
     assert(own instanceof Error);
     assertEquals([own.name, own.message], ["TaxError", "too high"]);
+    for (const name of ["constructor", "AggregateError"]) { // names that are no class of errors, or of another shape
+      const odd = yield* thrownBy(pool.run((name: string) => {
+        throw Object.assign(new Error("odd"), { name });
+      }, [name]));
+      assert(odd instanceof Error);
+      assertEquals([odd.name, odd.message], [name, "odd"]);
+    }
     assertEquals(yield* thrownBy(pool.run(() => Promise.reject("a string"))), "a string");
     for (const cause of ["why", { code: 5 }, null]) {
       const because = yield* thrownBy(

@@ -343,6 +343,22 @@ Deno.test("T4 the deadline of a block that was left is over, also for a task tha
   });
 });
 
+Deno.test("T4 a deadline that passed meanwhile fires at the next op, in a scope within that has none, too", async () => {
+  await simulate(function* ({ world }) {
+    let reached = false;
+    yield* moveOnAfter(
+      500,
+      cancelScope(function* () {
+        yield* sleep(1);
+        world.hold(1000);
+        yield* checkpoint();
+        reached = true;
+      }),
+    );
+    assertFalse(reached);
+  });
+});
+
 Deno.test("T4 an outer deadline that passed meanwhile fires at the next op", async () => {
   await simulate(function* ({ world }) {
     const said: string[] = [];

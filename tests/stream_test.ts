@@ -152,6 +152,41 @@ Deno.test("ST1 the LimitError comes as soon as the line is too long, without wai
   });
 });
 
+Deno.test("ST3 the delimiter may be changed while readUntil waits for it", async () => {
+  await simulate(function* ({ loop }) {
+    const sock = new PieceSocket("one");
+    const delimiter = bytes("--");
+    const reading = loop.createTask(new Stream(sock).readUntil(delimiter));
+    yield* sleep(1);
+    delimiter.fill(0);
+    sock.feed("--two--");
+    assertEquals(text(yield* reading.join()), "one--");
+  });
+});
+
+Deno.test("ST5 what the web stream gives out may be transferred, and is 64 KiB at most", async () => {
+  await run(function* () {
+    const stream = new Stream(new PieceSocket(...Array(4).fill("x".repeat(25_000))));
+    assertEquals(yield* moveOnAfter(5, stream.readExactly(200_000)), undefined); // All that has come is in one buffer.
+    const reader = stream.readable.getReader();
+    for (const length of [65536, 100_000 - 65536]) {
+      const { value } = yield* until(reader.read());
+      assertEquals(text(value!), "x".repeat(length));
+      structuredClone(value, { transfer: [value!.buffer] });
+    }
+    stream.close();
+  });
+});
+
+Deno.test("ST4 after abort() nothing can be read, not even what is here", async () => {
+  await run(function* () {
+    const stream = new Stream(new PieceSocket("one\ntwo\n"));
+    assertEquals(yield* stream.readLine(), "one");
+    stream.abort();
+    yield* thrown(ClosedError, stream.readLine());
+  });
+});
+
 Deno.test("ST1 a line that is too long and never ends holds no memory and ends with the stream", async () => {
   await run(function* () {
     const stream = ended(Array(1000).fill("x".repeat(1000)), { limit: 8 });
@@ -272,6 +307,9 @@ Deno.test("ST3 readUntil has the limit of lines: what is too long is dropped wit
       assertEquals(text(yield* stream.readUntil("--")), "abc--");
     });
   }
+  await run(function* () {
+    yield* thrown(LimitError, ended(["12345678\r--"], { limit: 8 }).readUntil("--")); // only in lines does a \r count as the end
+  });
 });
 
 Deno.test("ST3 the caller of readUntil may change the delimiter", async () => {
