@@ -341,6 +341,32 @@ Deno.test("N14 what goes wrong is thrown to who sent or receives, once, and the 
   })());
 });
 
+Deno.test("N14 C4 a sockSendto that is cancelled before its turn has handed over nothing", async () => {
+  const conn = new FakeDatagrams();
+  const sock = new DatagramSocket(conn);
+  const loop = new Loop();
+  sock.sendto(bytes("first"), conn.addr);
+  await loop.run((function* () {
+    const waiting = loop.createTask(thrownBy(loop.sockSendto(sock, bytes("second"), conn.addr)));
+    yield* sleep(1);
+    waiting.cancel();
+    assertEquals((yield* waiting.join() as Generator<never, { bytesSent: number }>).bytesSent, 0);
+  })());
+  assertEquals(conn.sends.length, 1);
+  sock.close();
+});
+
+Deno.test("N14 the buffer of a datagram that could not leave serves no other: the platform may still read it", async () => {
+  const conn = new FakeDatagrams();
+  const sock = new DatagramSocket(conn);
+  sock.sendto(bytes("first"), conn.addr);
+  conn.sends[0].reject(new Deno.errors.ConnectionRefused("refused"));
+  await new Promise((resolve) => setImmediate(resolve));
+  sock.sendto(bytes("second"), conn.addr);
+  assert(conn.sends[0].data.buffer !== conn.sends[1].data.buffer);
+  sock.close();
+});
+
 Deno.test("N4 N14 a datagram socket that is closed as it sends tells who waits", async () => {
   const conn = new FakeDatagrams();
   const sock = new DatagramSocket(conn);

@@ -152,6 +152,18 @@ Deno.test("ST1 the LimitError comes as soon as the line is too long, without wai
   });
 });
 
+Deno.test("ST2 a buffer of which the front was taken grows when its end is reached", async () => {
+  await run(function* () {
+    const sizes = [100, 100, 900, 300, 9000]; // The third fits into what it has, but not behind what is there.
+    const sock = new PieceSocket(...sizes.map((size, i) => String(i).repeat(size))).end();
+    const stream = new Stream(sock);
+    assertEquals(text(yield* stream.readExactly(150)), "0".repeat(100) + "1".repeat(50));
+    const rest = "1".repeat(50) + "2".repeat(900) + "3".repeat(300) + "4".repeat(9000);
+    assertEquals(text(yield* stream.readExactly(1000)), rest.slice(0, 1000));
+    assertEquals(text(yield* stream.readExactly(9250)), rest.slice(1000));
+  });
+});
+
 Deno.test("ST3 the delimiter may be changed while readUntil waits for it", async () => {
   await simulate(function* ({ loop }) {
     const sock = new PieceSocket("one");
