@@ -152,53 +152,6 @@ Deno.test("ST1 the LimitError comes as soon as the line is too long, without wai
   });
 });
 
-Deno.test("ST2 a buffer of which the front was taken grows when its end is reached", async () => {
-  await run(function* () {
-    const sizes = [100, 100, 900, 300, 9000]; // The third fits into what it has, but not behind what is there.
-    const sock = new PieceSocket(...sizes.map((size, i) => String(i).repeat(size))).end();
-    const stream = new Stream(sock);
-    assertEquals(text(yield* stream.readExactly(150)), "0".repeat(100) + "1".repeat(50));
-    const rest = "1".repeat(50) + "2".repeat(900) + "3".repeat(300) + "4".repeat(9000);
-    assertEquals(text(yield* stream.readExactly(1000)), rest.slice(0, 1000));
-    assertEquals(text(yield* stream.readExactly(9250)), rest.slice(1000));
-  });
-});
-
-Deno.test("ST3 the delimiter may be changed while readUntil waits for it", async () => {
-  await simulate(function* ({ loop }) {
-    const sock = new PieceSocket("one");
-    const delimiter = bytes("--");
-    const reading = loop.createTask(new Stream(sock).readUntil(delimiter));
-    yield* sleep(1);
-    delimiter.fill(0);
-    sock.feed("--two--");
-    assertEquals(text(yield* reading.join()), "one--");
-  });
-});
-
-Deno.test("ST5 what the web stream gives out may be transferred, and is 64 KiB at most", async () => {
-  await run(function* () {
-    const stream = new Stream(new PieceSocket(...Array(4).fill("x".repeat(25_000))));
-    assertEquals(yield* moveOnAfter(5, stream.readExactly(200_000)), undefined); // All that has come is in one buffer.
-    const reader = stream.readable.getReader();
-    for (const length of [65536, 100_000 - 65536]) {
-      const { value } = yield* until(reader.read());
-      assertEquals(text(value!), "x".repeat(length));
-      structuredClone(value, { transfer: [value!.buffer] });
-    }
-    stream.close();
-  });
-});
-
-Deno.test("ST4 after abort() nothing can be read, not even what is here", async () => {
-  await run(function* () {
-    const stream = new Stream(new PieceSocket("one\ntwo\n"));
-    assertEquals(yield* stream.readLine(), "one");
-    stream.abort();
-    yield* thrown(ClosedError, stream.readLine());
-  });
-});
-
 Deno.test("ST1 a line that is too long and never ends holds no memory and ends with the stream", async () => {
   await run(function* () {
     const stream = ended(Array(1000).fill("x".repeat(1000)), { limit: 8 });
@@ -223,6 +176,18 @@ Deno.test("ST2 readExactly takes exactly so many bytes, from many packets or fro
     assertEquals(text(yield* stream.readExactly(0)), "");
     assertEquals(text(yield* stream.readExactly(4)), "efgh");
     assertEquals(text(yield* stream.readExactly(0)), "");
+  });
+});
+
+Deno.test("ST2 a buffer of which the front was taken grows when its end is reached", async () => {
+  await run(function* () {
+    const sizes = [100, 100, 900, 300, 9000]; // The third fits into what it has, but not behind what is there.
+    const sock = new PieceSocket(...sizes.map((size, i) => String(i).repeat(size))).end();
+    const stream = new Stream(sock);
+    assertEquals(text(yield* stream.readExactly(150)), "0".repeat(100) + "1".repeat(50));
+    const rest = "1".repeat(50) + "2".repeat(900) + "3".repeat(300) + "4".repeat(9000);
+    assertEquals(text(yield* stream.readExactly(1000)), rest.slice(0, 1000));
+    assertEquals(text(yield* stream.readExactly(9250)), rest.slice(1000));
   });
 });
 
@@ -320,17 +285,27 @@ Deno.test("ST3 readUntil has the limit of lines: what is too long is dropped wit
     });
   }
   await run(function* () {
-    yield* thrown(LimitError, ended(["12345678\r--"], { limit: 8 }).readUntil("--")); // only in lines does a \r count as the end
+    // Only in lines does a \r belong to the end.
+    yield* thrown(LimitError, ended(["12345678\r--"], { limit: 8 }).readUntil("--"));
   });
 });
 
 Deno.test("ST3 the caller of readUntil may change the delimiter", async () => {
   await run(function* () {
-    const stream = ended(["toolong;next", " line;last"], { limit: 4 });
+    const stream = ended(["toolong", ";next", " line;last"], { limit: 4 });
     const delimiter = bytes(";");
     yield* thrown(LimitError, stream.readUntil(delimiter));
     delimiter[0] = 10;
     assertEquals(text(yield* stream.readUntil("x")), "nex");
+  });
+  await simulate(function* ({ loop }) {
+    const sock = new PieceSocket("one");
+    const delimiter = bytes("--");
+    const reading = loop.createTask(new Stream(sock).readUntil(delimiter));
+    yield* sleep(1);
+    delimiter.fill(0);
+    sock.feed("--two--");
+    assertEquals(text(yield* reading.join()), "one--");
   });
 });
 
@@ -524,6 +499,15 @@ Deno.test("using a stream closes its socket", async () => {
   });
 });
 
+Deno.test("N4 after abort() nothing can be read, not even what is here", async () => {
+  await run(function* () {
+    const stream = new Stream(new PieceSocket("one\ntwo\n"));
+    assertEquals(yield* stream.readLine(), "one");
+    stream.abort();
+    yield* thrown(ClosedError, stream.readLine());
+  });
+});
+
 Deno.test("N4 abort() drops what has not left, and closes a socket that cannot", async () => {
   await run(function* () {
     const [left, right] = socketPair();
@@ -693,6 +677,20 @@ Deno.test("readable goes through CompressionStream and back, writable through pi
     assert(sock.written.reduce((sum, data) => sum + data.length, 0) < data.length / 10);
     const received = ended(sock.written).readable.pipeThrough(new DecompressionStream("gzip"));
     assertEquals(yield* until(new Response(received).text()), data);
+  });
+});
+
+Deno.test("ST5 what the web stream gives out may be transferred, and is 64 KiB at most", async () => {
+  await run(function* () {
+    const stream = new Stream(new PieceSocket(...Array(4).fill("x".repeat(25_000))));
+    assertEquals(yield* moveOnAfter(5, stream.readExactly(200_000)), undefined); // All that has come is in one buffer.
+    const reader = stream.readable.getReader();
+    for (const length of [65536, 100_000 - 65536]) {
+      const { value } = yield* until(reader.read());
+      assertEquals(text(value!), "x".repeat(length));
+      structuredClone(value, { transfer: [value!.buffer] });
+    }
+    stream.close();
   });
 });
 
