@@ -267,6 +267,11 @@ class FakeDatagrams implements DatagramConnection {
   }
 }
 
+/** Lets the other tasks run until `holds()`. */
+function* untilHolds(holds: () => boolean): Coroutine {
+  while (!holds()) yield* checkpoint();
+}
+
 Deno.test("N14 one datagram is held each way, and receiving reuses its buffer unseen", async () => {
   const conn = new FakeDatagrams();
   const sock = new DatagramSocket(conn);
@@ -322,18 +327,18 @@ Deno.test("N14 what goes wrong is thrown to who sent or receives, once, and the 
   await loop.run((function* () {
     const sending = loop.createTask(thrownBy(loop.sockSendto(sock, bytes("x"), conn.addr)));
     const receiving = loop.createTask(thrownBy(loop.sockRecvfrom(sock, 10)));
-    yield* sleep(1);
+    yield* untilHolds(() => conn.sends.length > 0 && conn.receives.length > 0);
     assertInstanceOf(yield* thrownBy(loop.sockSendto(sock, bytes("y"), conn.addr)), BusyError);
     conn.sends.shift()!.reject(new Deno.errors.NotCapable("no"));
     conn.receives.shift()!.reject(new Deno.errors.ConnectionRefused("refused"));
     assertInstanceOf(yield* sending.join(), Deno.errors.NotCapable);
     assertInstanceOf(yield* receiving.join(), Deno.errors.ConnectionRefused);
     const again = loop.createTask(loop.sockRecvfrom(sock, 10));
-    yield* sleep(1);
+    yield* untilHolds(() => conn.receives.length > 0);
     conn.arrive("more");
     assertEquals(text((yield* again.join())[0]), "more");
     const cancelled = loop.createTask(thrownBy(loop.sockSendto(sock, bytes("gone"), conn.addr)));
-    yield* sleep(1);
+    yield* untilHolds(() => conn.sends.length > 0);
     cancelled.cancel();
     assertEquals((yield* cancelled.join() as Generator<never, { bytesSent: number }>).bytesSent, 4);
     assert(!sock.sending);
@@ -348,7 +353,7 @@ Deno.test("N14 C4 a sockSendto that is cancelled before its turn has handed over
   sock.sendto(bytes("first"), conn.addr);
   await loop.run((function* () {
     const waiting = loop.createTask(thrownBy(loop.sockSendto(sock, bytes("second"), conn.addr)));
-    yield* sleep(1);
+    yield* untilHolds(() => sock.sending);
     waiting.cancel();
     assertEquals((yield* waiting.join() as Generator<never, { bytesSent: number }>).bytesSent, 0);
   })());
