@@ -285,6 +285,7 @@ Deno.test("selector: what a closed one watched another can watch, and what anoth
   assert(next.isReady(sock, EVENT_WRITE));
   next.register(sock, EVENT_READ | EVENT_WRITE);
   selector.unregister(sock);
+  assert(!next.isReady(sock, EVENT_WRITE)); // Somebody watches it for that.
   assertThrows(() => next.register(sock, EVENT_WRITE), BusyError);
   assertEquals((await next.select()).map(([, events]) => events), [EVENT_WRITE]);
   await conn.arrive("x");

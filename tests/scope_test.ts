@@ -1306,11 +1306,11 @@ Deno.test("G1 start: ready twice is an error, ready at once is fine", async () =
 Deno.test("G1 start: what is said before the first step counts, and the wait is an op all the same", async () => {
   function atOnce(started: (n: number) => void): Coroutine {
     started(1);
-    return sleep(0);
+    return sleep(1000);
   }
-  await simulate(() =>
+  await simulate(({ loop }) =>
     taskGroup(function* (group) {
-      assertEquals(yield* group.start(atOnce), 1);
+      assertEquals([yield* group.start(atOnce), loop.time()], [1, 0]);
       group.cancel();
       yield* group.start(atOnce);
       throw new Error("It was not cancelled");
