@@ -36,7 +36,6 @@ import {
   readWait,
   runningLoop,
   type Selector,
-  shield,
   shield as shielded,
   sleep,
   type SocketLike,
@@ -362,6 +361,26 @@ Deno.test("K4 a duration that is none throws where it was written", async () => 
   });
 });
 
+Deno.test("K4 the selector is never asked to wait for less than no time, and for ever is undefined", async () => {
+  const asked: (number | undefined)[] = [];
+  const select = async (timeout?: number): Promise<[]> => {
+    asked.push(timeout);
+    await (timeout === undefined ? new Promise(() => {}) : platformTurn());
+    return [];
+  };
+  let now = 0;
+  const clock = { now: () => now += 0.75 }; // Each look at it takes time: what is due may have been due for a while.
+  const loop = new Loop({ selector: { select, register() {}, unregister() {}, close() {} }, clock });
+  const running = loop.run((function* (): Coroutine {
+    for (let i = 0; i < 20; i++) yield* sleep(i / 4);
+    yield* sleep(Infinity);
+  })());
+  while (!asked.some((timeout) => timeout === undefined || timeout === Infinity)) await platformTurn();
+  for (const task of loop.tasks) task.cancel();
+  await assertRejects(() => running, Cancelled);
+  assertEquals(asked.filter((timeout) => timeout !== undefined && !(timeout >= 0 && timeout < Infinity)), []);
+});
+
 // ---- K5 ----------------------------------------------------------------------------------------------------------
 
 /** Yields `op` and returns what is thrown there, with another task running on. */
@@ -507,6 +526,15 @@ Deno.test("K5 an error that a selector throws again as the loop shuts down is no
   loop.createTask(sleep(1));
   await assertRejects(() => loop.run(sleep(1)), Error, "broken");
   assertEquals("cause" in error, false);
+});
+
+Deno.test("K5 K15 what is no op, and cannot be made a string, is traced too", async () => {
+  await simulate(function* () {
+    function* mistaken(): Coroutine {
+      yield Object.create(null);
+    }
+    assertInstanceOf(yield* thrownBy(mistaken), TypeError);
+  }, { trace: () => {} });
 });
 
 // ---- K6 ----------------------------------------------------------------------------------------------------------
@@ -731,40 +759,6 @@ async function printedBy(body: () => Promise<void>): Promise<string> {
   }
   return printed.join("\n");
 }
-
-Deno.test("K9 N15 a promise given to a run that is refused is heard", async () => {
-  const { loop } = simulation();
-  const rejecting = () => until(Promise.reject(new Error("unheard")));
-  const running = loop.run(sleep(1));
-  await assertRejects(() => loop.run(rejecting()), Error, "it is running already");
-  await running;
-  await assertRejects(() => loop.run(rejecting(), { signal: 5 as never }), TypeError, "the signal 5");
-  await platformTurn();
-});
-
-Deno.test("K5 K15 what is no op, and cannot be made a string, is traced too", async () => {
-  await simulate(function* () {
-    function* mistaken(): Coroutine {
-      yield Object.create(null);
-    }
-    assertInstanceOf(yield* thrownBy(mistaken), TypeError);
-  }, { trace: () => {} });
-});
-
-Deno.test("K11 what another loop's task gives to until() counts as help from outside", async () => {
-  const { loop } = simulation();
-  const other = simulation().loop;
-  const [lot, task] = [new ParkingLot(), other.createTask(checkpoint())];
-  const result = loop.run((function* (): Coroutine {
-    yield* until(task);
-    yield* park(lot);
-  })());
-  await platformTurn();
-  await other.runForever();
-  for (let i = 0; i < 20; i++) await platformTurn();
-  lot.unpark();
-  await result;
-});
 
 Deno.test("K8 N15 an onError that throws, or an async one that rejects, is printed and stops nothing", async () => {
   const wrong = new Error("bad onError");
@@ -1106,6 +1100,16 @@ Deno.test("K9 a loop whose end was a deadlock can run again, and who is left sta
   );
 });
 
+Deno.test("K9 N15 a promise given to a run that is refused is heard", async () => {
+  const { loop } = simulation();
+  const rejecting = () => until(Promise.reject(new Error("unheard")));
+  const running = loop.run(sleep(1));
+  await assertRejects(() => loop.run(rejecting()), Error, "it is running already");
+  await running;
+  await assertRejects(() => loop.run(rejecting(), { signal: 5 as never }), TypeError, "the signal 5");
+  await platformTurn();
+});
+
 // ---- K10 ---------------------------------------------------------------------------------------------------------
 
 for (const way of ["value", "error", "cancel"]) {
@@ -1247,26 +1251,6 @@ Deno.test("K10 a shield ends with its block, also for a task that outlives it", 
     yield* checkpoint();
   }, { shield: true }));
   assertEquals([task.cancelled, [...loop.tasks]], [true, []]);
-});
-
-Deno.test("K4 the selector is never asked to wait for less than no time, and for ever is undefined", async () => {
-  const asked: (number | undefined)[] = [];
-  const select = async (timeout?: number): Promise<[]> => {
-    asked.push(timeout);
-    await (timeout === undefined ? new Promise(() => {}) : platformTurn());
-    return [];
-  };
-  let now = 0;
-  const clock = { now: () => now += 0.75 }; // Each look at it takes time: what is due may have been due for a while.
-  const loop = new Loop({ selector: { select, register() {}, unregister() {}, close() {} }, clock });
-  const running = loop.run((function* (): Coroutine {
-    for (let i = 0; i < 20; i++) yield* sleep(i / 4);
-    yield* sleep(Infinity);
-  })());
-  while (!asked.some((timeout) => timeout === undefined || timeout === Infinity)) await platformTurn();
-  for (const task of loop.tasks) task.cancel();
-  await assertRejects(() => running, Cancelled);
-  assertEquals(asked.filter((timeout) => timeout !== undefined && !(timeout >= 0 && timeout < Infinity)), []);
 });
 
 // ---- K11 ---------------------------------------------------------------------------------------------------------
@@ -1488,6 +1472,21 @@ Deno.test("K11 a deadline of Infinity, or one set when the scope was cancelled, 
   }
   await assertRejects(() => loop.run(cancelScope(late)), DeadlockError);
   assert(loop.time() < 10_000);
+});
+
+Deno.test("K11 what another loop's task gives to until() counts as help from outside", async () => {
+  const { loop } = simulation();
+  const other = simulation().loop;
+  const [lot, task] = [new ParkingLot(), other.createTask(checkpoint())];
+  const result = loop.run((function* (): Coroutine {
+    yield* until(task);
+    yield* park(lot);
+  })());
+  await platformTurn();
+  await other.runForever();
+  for (let i = 0; i < 20; i++) await platformTurn();
+  lot.unpark();
+  await result;
 });
 
 // ---- K12 ---------------------------------------------------------------------------------------------------------
@@ -2198,7 +2197,7 @@ Deno.test("K16 N15 a promise that is refused before the task that is to wait for
   const failing = () => Promise.reject(new Error("expected"));
   await loop.run((function* (): Coroutine<void> {
     for (let i = 0; i < 1500; i++) { // In some of these rounds the platform turns in between.
-      const within = [(coro: Coroutine) => coro, (coro: Coroutine) => moveOnAfter(10, coro), shield<void>][i % 3];
+      const within = [(coro: Coroutine) => coro, (coro: Coroutine) => moveOnAfter(10, coro), shielded<void>][i % 3];
       const wait = within(until(failing()));
       assertInstanceOf(yield* thrownBy(() => all([wait])), Error);
     }

@@ -312,20 +312,22 @@ Deno.test("S2 a semaphore that starts at 0 is a signal: every release lets one i
   });
 });
 
+/** Takes a slot, says so, and gives it back. */
+function* usesSlot(semaphore: Semaphore, log: string[], name: string): Coroutine {
+  using _slot = yield* semaphore.acquire();
+  log.push(name);
+}
+
 Deno.test("S1 a semaphore hands its slot to who has waited longest", async () => {
   await simulate(function* ({ loop }) {
     const semaphore = new Semaphore(1);
     const log: string[] = [];
-    function* user(name: string): Coroutine<void> {
-      using _slot = yield* semaphore.acquire();
-      log.push(name);
-    }
     const slot = yield* semaphore.acquire();
-    for (const name of ["a", "b", "c"]) loop.createTask(user(name));
+    for (const name of ["a", "b", "c"]) loop.createTask(usesSlot(semaphore, log, name));
     yield* checkpoint();
     slot[Symbol.dispose]();
     assertEquals(semaphore.value, 0);
-    yield* user("barger");
+    yield* usesSlot(semaphore, log, "barger");
     assertEquals(log, ["a", "b", "c", "barger"]);
   });
 });
@@ -334,12 +336,8 @@ Deno.test("C6 S1 who is cancelled as it gets a slot hands it to who waits", asyn
   await simulate(function* ({ loop }) {
     const semaphore = new Semaphore(1);
     const log: string[] = [];
-    function* user(name: string): Coroutine<void> {
-      using _slot = yield* semaphore.acquire();
-      log.push(name);
-    }
-    const first = loop.createTask(user("cancelled"));
-    const second = loop.createTask(user("next"));
+    const first = loop.createTask(usesSlot(semaphore, log, "cancelled"));
+    const second = loop.createTask(usesSlot(semaphore, log, "next"));
     first.cancel(); // It begins all the same, and holds the slot until it is thrown this at its first op.
     yield* failAfter(10, second.join());
     assertEquals([log, first.cancelled, semaphore.value], [["next"], true, 1]);
