@@ -300,7 +300,7 @@ export class DefaultSelector implements Selector {
     this.#setTimer();
     return new Promise<void>((resolve) => {
       this.#resolve = resolve;
-      if (!this.#rested) this.#noteRest(resolve, REST_ROUNDS);
+      if (!this.#rested) this.#noteRest(resolve);
     }).then(this.#poll); // What completes at the same time as the socket that ends this wait is seen there too.
   }
 
@@ -328,10 +328,12 @@ export class DefaultSelector implements Selector {
   }
 
   /** Notes if this wait lasts. Many do not: a read or write that the system does at once is over in a few microtasks. */
-  #noteRest(wait: () => void, rounds: number): void {
-    if (this.#resolve !== wait) return;
-    if (rounds === 0) this.#rested = true;
-    else queueMicrotask(() => this.#noteRest(wait, rounds - 1));
+  async #noteRest(wait: () => void): Promise<void> {
+    for (let round = 0; round < REST_ROUNDS; round++) {
+      await null;
+      if (this.#resolve !== wait) return;
+    }
+    this.#rested = true;
   }
 
   #setTimer(): void {
