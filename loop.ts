@@ -35,8 +35,9 @@ export type Op = readonly [name: string, ...args: any[]];
 
 /**
  * A generator that yields ops and returns a `T`. Inside another coroutine it is run with `yield*`; on its own it is
- * run by {@linkcode Loop.createTask} or {@linkcode Loop.run}. Calling its function runs nothing yet. A `function*` that
- * yields a raw op, or calls itself, needs this as its return type: TypeScript cannot infer it.
+ * run by {@linkcode Loop.createTask} or {@linkcode Loop.run}. Calling its function runs nothing yet. It runs once: to do
+ * something again, call the function again. A `function*` that yields a raw op, or calls itself, needs this as its return
+ * type: TypeScript cannot infer it.
  */
 export type Coroutine<T = void> = Generator<Op, T, any>;
 
@@ -2369,23 +2370,32 @@ function describeArg(arg: any): string {
 // Arguments: what is wrong with one, and what to write instead
 // -------------------------------------
 
-/** Marks a coroutine that is, or was, a task's. */
+/** Marks a coroutine that was taken to be run: it runs once. */
 const TAKEN = Symbol("taken");
+
+function take(cannot: string, coro: any): void {
+  if (coro[TAKEN]) throw new TypeError(`${cannot} this coroutine: it runs already, or has run; call its function again`);
+  coro[TAKEN] = true;
+}
 
 function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
   const cannot = taker === "call" ? "Cannot call" : "Cannot create a task from";
-  if (coro?.[Symbol.toStringTag] !== "Generator") throw noCoroutine(cannot, coro, (right) => `${taker}(${right})`);
-  if (coro[TAKEN]) {
-    throw new TypeError(`${cannot} this coroutine: it already was given to a task; call its function again`);
-  }
-  coro[TAKEN] = true;
+  if (!isGenerator(coro)) throw noCoroutine(cannot, coro, (right) => `${taker}(${right})`);
+  take(cannot, coro);
   if (coro instanceof SingleOp) hush(coro); // Its promise may reject before its task has begun.
 }
 
-/** @ignore Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run. */
+/** @ignore Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run, or was run already. */
 export function checkRunnable<T>(coro: Coroutine<T>): Coroutine<T> {
-  if (typeof coro === "object" && typeof coro?.[Symbol.iterator] === "function") return coro;
-  throw noCoroutine("Cannot run", coro, (right) => right);
+  if (typeof coro !== "object" || typeof coro?.[Symbol.iterator] !== "function") {
+    throw noCoroutine("Cannot run", coro, (right) => right);
+  }
+  if (isGenerator(coro)) take("Cannot run", coro);
+  return coro;
+}
+
+function isGenerator(thing: any): boolean {
+  return thing?.[Symbol.toStringTag] === "Generator";
 }
 
 /** @ignore Throws `TypeError` if `body` is not a function that makes a coroutine. */

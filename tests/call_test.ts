@@ -122,7 +122,7 @@ Deno.test("K6 call refuses what is not a coroutine, and one that was used, and s
   await assertRejects(() => run(undefined), TypeError, "Cannot call undefined");
   const used = depth(0);
   await loop.run(used);
-  await assertRejects(() => run(used), TypeError, "already was given to a task");
+  await assertRejects(() => run(used), TypeError, "it runs already, or has run");
 });
 
 Deno.test("T1 the TimeoutError of an unfinished sockSendall says in its cause how many bytes were handed over", async () => {

@@ -575,14 +575,14 @@ Deno.test("K6 a coroutine that is running or finished cannot be a task again", a
   await simulate(function* ({ loop }) {
     const coro = says([], "x", 2);
     const task = loop.createTask(coro);
-    assertThrows(() => loop.createTask(coro), TypeError, "already was given to a task");
+    assertThrows(() => loop.createTask(coro), TypeError, "it runs already, or has run");
     yield* checkpoint();
-    assertThrows(() => loop.createTask(coro), TypeError, "already was given to a task");
+    assertThrows(() => loop.createTask(coro), TypeError, "it runs already, or has run");
     yield* task.join();
-    assertThrows(() => loop.createTask(coro), TypeError, "already was given to a task");
+    assertThrows(() => loop.createTask(coro), TypeError, "it runs already, or has run");
     const op = sleep(1);
     yield* loop.createTask(op).join();
-    assertThrows(() => loop.createTask(op), TypeError, "already was given to a task");
+    assertThrows(() => loop.createTask(op), TypeError, "it runs already, or has run");
   });
 });
 

@@ -8,12 +8,14 @@ import {
   assertFalse,
   assertInstanceOf,
   assertLess,
+  assertMatch,
   assertRejects,
   assertStrictEquals,
   assertThrows,
 } from "@std/assert";
 import {
   all,
+  call,
   Cancelled,
   type CancelScope,
   cancelScope,
@@ -1545,6 +1547,32 @@ Deno.test("K6 cancelScope and taskGroup say where they are written that they tak
     assertThrows(() => cancelScope(wrong), TypeError, "cancelScope takes a function, as in cancelScope(function* ()");
     assertThrows(() => taskGroup(wrong), TypeError, "taskGroup takes a function, as in taskGroup(function* ()");
   }
+});
+
+Deno.test("K6 a coroutine that was run cannot be run again: a retry that forgets that is told so", async () => {
+  await simulate(function* ({ loop }) {
+    const again: ((coro: Coroutine<void>) => Coroutine<unknown>)[] = [
+      (coro) => failAfter(5, coro),
+      (coro) => moveOnAfter(5, coro),
+      (coro) => shield(coro),
+      (coro) => cancelScope(() => coro),
+      (coro) => taskGroup(() => coro),
+      (coro) => call(coro),
+      (coro) => loop.createTask(coro).join(),
+    ];
+    function* sleeper(): Coroutine<void> {
+      yield* sleep(1000);
+    }
+    for (const make of [() => sleep(1000), sleeper]) {
+      for (const run of again) {
+        const coro = make();
+        yield* moveOnAfter(1, coro);
+        const error = yield* thrownBy(() => run(coro));
+        assertInstanceOf(error, TypeError);
+        assertMatch(error.message, /this coroutine: it runs already, or has run; call its function again$/);
+      }
+    }
+  });
 });
 
 // ---- Errors at the edges of a block --------------------------------------------------------------------------------
