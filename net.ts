@@ -1449,19 +1449,22 @@ const denoNetwork: Network = {
   *connect(options: ConnectOptions): Coroutine<Socket> {
     checkAddress("connect to", options, 1);
     const theirs = options.transport === "unix" ? undefined : options.signal;
-    const conn = yield* until((ours) => {
+    const { hostname = "127.0.0.1", port, path } = options as { hostname?: string; port?: number; path?: string };
+    const where = path ?? `${hostname} port ${port}`;
+    return yield* connected(`connect to ${where}`, theirs, function connect(ours) {
       const signal = theirs ? AbortSignal.any([ours, theirs]) : ours;
       return Deno.connect({ ...options, signal } as Deno.ConnectOptions).then((conn) => closeOnAbort(conn, ours));
     });
-    return new Socket(conn as Connection);
   },
 
   *connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
     checkOptions("connect to", options);
     checkPort("connect to", options.port, 1);
     checkTlsOptions(options);
-    const conn = yield* until((signal) => shakeHands(dialTls(options, signal), signal));
-    return new Socket(conn as Connection);
+    const { hostname = "127.0.0.1", port } = options;
+    return yield* connected(`connect to ${hostname} port ${port}`, undefined, function connectTls(signal) {
+      return shakeHands(dialTls(options, signal), signal);
+    });
   },
 
   datagram(options: DatagramOptions): DatagramSocket {
@@ -1538,6 +1541,27 @@ function checkTlsOptions(options: StartTlsOptions): void {
 function checkPort(what: string, port: unknown, least: number): void {
   if (!Number.isInteger(port) || (port as number) < least || (port as number) > 65535) {
     throw new RangeError(`Cannot ${what} port ${kind(port)}: it must be a whole number from ${least} to 65535`);
+  }
+}
+
+/** The classes of what Deno throws when it cannot do something; a host that is unknown is a plain `Error`. */
+const DENO_ERRORS = new Set<unknown>([Error, ...Object.values(Deno.errors)]);
+
+/**
+ * Waits for the connection that `dial` makes. An error of Deno's says neither where to, nor is a line of the program on its
+ * stack: so one of the same class says it, with Deno's as its cause. What a `signal` was aborted with stays as it is.
+ */
+function* connected(
+  what: string,
+  signal: AbortSignal | undefined,
+  dial: (signal: AbortSignal) => Promise<Deno.Conn>,
+): Coroutine<Socket> {
+  try {
+    return new Socket((yield* until(dial)) as Connection);
+  } catch (error) {
+    if (!(error instanceof Error) || !DENO_ERRORS.has(error.constructor) || signal?.aborted) throw error;
+    const explained = new (error.constructor as ErrorConstructor)(`Cannot ${what}: ${error.message}`, { cause: error });
+    throw "code" in error ? Object.assign(explained, { code: error.code }) : explained;
   }
 }
 
@@ -1639,7 +1663,8 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
 
 /**
  * Connects to a TCP address or a Unix path. Options are `Deno.connect`'s, or the address of a listener or socket. Cancelled,
- * it leaves no connection behind. It has no deadline of its own: put it in `failAfter`.
+ * it leaves no connection behind. It has no deadline of its own: put it in `failAfter`. When Deno cannot connect, the error
+ * is of Deno's class, says where to, and has Deno's own as its `cause`.
  *
  * @throws {RangeError} If the port is not one from 1 to 65535.
  * @throws {TypeError} If the transport is neither TCP nor a Unix path.
@@ -1691,14 +1716,14 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is not a Socket`);
   checkTlsOptions(options);
   const plain = yield* sock._surrender();
-  let conn: Deno.TlsConn;
   try {
-    conn = yield* until((signal) => shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal));
+    return yield* connected(`start TLS on ${sock}`, undefined, function startTls(signal) {
+      return shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal);
+    });
   } catch (error) {
     closeQuietly(plain); // Deno has taken it by now, unless it refused the options.
     throw error;
   }
-  return new Socket(conn as Connection);
 }
 
 /**

@@ -832,8 +832,14 @@ Deno.test(
       const port = portOf(listener);
       listener.close();
       yield* sleep(1);
-      assertInstanceOf(yield* thrownBy(connect({ hostname: "127.0.0.1", port })), Deno.errors.ConnectionRefused);
-      assertInstanceOf(yield* thrownBy(connectTls({ hostname: "127.0.0.1", port })), Deno.errors.ConnectionRefused);
+      for (const dial of [connect, connectTls]) {
+        const error = yield* thrownBy(dial({ hostname: "127.0.0.1", port }));
+        assertInstanceOf(error, Deno.errors.ConnectionRefused);
+        assertStringIncludes(error.message, `Cannot connect to 127.0.0.1 port ${port}: `);
+        assertStringIncludes(error.stack!, "net_test.ts"); // Deno's own has no line of the program.
+        assertInstanceOf(error.cause, Deno.errors.ConnectionRefused);
+        assertEquals((error as { code?: string }).code, "ECONNREFUSED");
+      }
     }),
 );
 
@@ -844,6 +850,7 @@ Deno.test(
     run(function* () {
       const error = yield* thrownBy(connect({ transport: "unix", path: "/tmp/yieldloop-nobody-listens-here" }));
       assertInstanceOf(error, Deno.errors.NotFound);
+      assertStringIncludes(error.message, "Cannot connect to /tmp/yieldloop-nobody-listens-here: ");
     }),
 );
 
