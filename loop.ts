@@ -363,7 +363,7 @@ export class Loop {
     if (options?.scope) CancelScope._check(options.scope, this, coro);
     checkCoroutine(coro, "createTask");
     const task = new Task<T>(this, this.#nextId++, coro, options?.name, options?.scope ?? this.#root);
-    task._locals = this.#current?._locals ?? null;
+    task._locals = running?.currentTask?._locals ?? null;
     this.#live++;
     this.ready.append(task);
     this._noteOrigin();
@@ -557,7 +557,8 @@ export class Loop {
     }
 
     // -- Time: tasks that slept long enough become ready, scopes past their deadline are cancelled
-    if (this._timers.length > 0) this.#fireTimers();
+    // (The rest of a band that stop() cut short goes first.)
+    if (this._timers.length > 0 && this.#rest === 0) this.#fireTimers();
 
     // -- Tasks: each that was ready when the band began takes a step
     let due = this.#rest || this.ready.length;
@@ -598,13 +599,18 @@ export class Loop {
     task._op = handler ? op : CHECKPOINT; // A mistake waits as a checkpoint does, so that it can be failed like any op.
     try {
       if (!handler) throw misuse(op, this.#ops);
-      if (op.length <= 2) handler.start(task, op[1]);
-      else handler.start(task, ...op.slice(1));
+      const began: unknown = op.length <= 2 ? handler.start(task, op[1]) : handler.start(task, ...op.slice(1));
+      if (began !== undefined) this.#heed(began, task, op);
     } catch (error) {
       if (!task._op) return this._report(error, task); // The wait was over already when its handler threw.
       task._pending = null;
       this._fail(task, error);
     }
+  }
+
+  /** An op's `start` may be an async function: what it rejects with is thrown at the `yield` too, if the task still waits. */
+  #heed(began: unknown, task: Task<any>, op: Op): void {
+    ifRejected(began, (error) => task._op === op ? this.fail(task, error) : this._report(error, task));
   }
 
   #finish(task: Task<any>, value: unknown, threw: boolean): void {
@@ -806,7 +812,8 @@ export class Loop {
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
     this._noteOrigin();
     try {
-      this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
+      const undone: unknown = this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
+      ifRejected(undone, (error) => this._report(error, task));
     } catch (error) {
       this._report(error, task);
     }
@@ -2374,7 +2381,9 @@ function describeArg(arg: any): string {
 const TAKEN = Symbol("taken");
 
 function take(cannot: string, coro: any): void {
-  if (coro[TAKEN]) throw new TypeError(`${cannot} this coroutine: it runs already, or has run; call its function again`);
+  if (coro[TAKEN]) {
+    throw new TypeError(`${cannot} this coroutine: it runs already, or has run; call its function again`);
+  }
   coro[TAKEN] = true;
 }
 

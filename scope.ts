@@ -205,6 +205,7 @@ export class TaskGroup {
     checkBody("group.start", body);
     this.#checkOpen();
     let said: { value: V } | null = null;
+    let waits = true; // and throws the task's error, if it fails before it has said so
     let task: Task | null = null;
     const lot = new ParkingLot("a task to say that it has started");
     task = this.#start(
@@ -217,7 +218,7 @@ export class TaskGroup {
       options,
     );
     task.addDoneCallback((task) => {
-      this.#done(task, said || this.#isOrphaned ? task.error : undefined);
+      this.#done(task, said || !waits || this.#isOrphaned ? task.error : undefined);
       lot.unpark();
     });
     try {
@@ -227,6 +228,9 @@ export class TaskGroup {
       yield* shield(task.wait());
       if (!said && task.error !== undefined) throw task.error; // nobody else would hear of it
       throw error;
+    } finally {
+      waits = false;
+      if (!said) task.cancel(); // If this wait was ended by force; otherwise it has ended.
     }
     if (said) return (said as { value: V }).value;
     task.result(); // throws, if it failed or was cancelled
@@ -440,7 +444,11 @@ function* startEach<T>(
 ): Coroutine<Task<T>[]> {
   const tasks: Task<T>[] = [];
   for (const coro of coros) tasks.push(group.createTask(coro));
-  if (ended) { for (const task of tasks) task.addDoneCallback(ended); }
+  if (!ended) return tasks;
+  for (const task of tasks) {
+    task.addDoneCallback(ended);
+    task.loop._unwatch(task); // Its error is the group's to throw.
+  }
   return tasks;
 }
 

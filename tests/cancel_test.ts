@@ -30,6 +30,7 @@ import {
   park,
   ParkingLot,
   Queue,
+  race,
   readWait,
   Semaphore,
   shield,
@@ -458,6 +459,42 @@ Deno.test("C2 K8 the errors of a group whose owner was given up are reported", a
   }, { errors });
   assert(errors.some(({ error }) => error === "child"));
   assert(errors.some(({ error }) => error === "start"));
+});
+
+Deno.test("C2 K8 what the loser of a race throws is reported, if who raced was given up", async () => {
+  const errors: Simulation["errors"] = [];
+  function* loser(): Coroutine {
+    try {
+      yield* sleep(1e6);
+    } catch {
+      throw "loser";
+    }
+  }
+  await simulate(function* () {
+    yield* cancelledTask(stubborn(() => race([loser()])));
+    yield* checkpoint();
+  }, { errors });
+  assert(errors.some(({ error }) => error === "loser"));
+});
+
+Deno.test("C2 G6 a task whose start nobody waits for any more is cancelled, and its error is the group's", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* () {
+    const error = yield* thrownBy(taskGroup(function* (group) {
+      yield* cancelledTask(stubborn(() =>
+        group.start(function* () {
+          try {
+            yield* sleep(1e6);
+          } catch {
+            throw "start";
+          }
+        })
+      ));
+      yield* sleep(1e6);
+    }));
+    assertEquals(error, "start");
+    assertEquals(currentTask().loop.time(), 0);
+  }, { errors });
 });
 
 Deno.test("C2 a task that yields what cannot be looked at, and catches everything, is given up too", async () => {

@@ -489,6 +489,19 @@ Deno.test("a task local in a group follows who created the task, not whose group
   });
 });
 
+Deno.test("a task local is inherited by a task of another loop, too", async () => {
+  const user = new TaskLocal("nobody");
+  const other = simulation().loop;
+  await simulate(function* () {
+    user.set("main");
+    const child = other.createTask((function* () {
+      return user.get();
+    })());
+    yield* until(other.runForever());
+    assertEquals(child.result(), "main");
+  });
+});
+
 // ---- Where one is ----------------------------------------------------------------------------------------------
 
 Deno.test("currentTask and runningLoop tell where one is, and throw where no task runs", async () => {

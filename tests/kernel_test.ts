@@ -1533,6 +1533,27 @@ Deno.test("K12 stop in the middle of a band keeps the rest of it ready, in order
   assertEquals(log, ["a1", "stopper1", "b1", "a2", "b2"]);
 });
 
+Deno.test("K12 no timer fires between a band that stop() cut short and the rest of it", async () => {
+  const { loop } = simulation();
+  const log: string[] = [];
+  function* sleeper(): Coroutine {
+    yield* sleep(0);
+    log.push("sleeper");
+  }
+  function* stopper(): Coroutine {
+    loop.stop();
+    yield* says(log, "stopper", 1);
+  }
+  function* late(): Coroutine {
+    yield* checkpoint();
+    log.push("late");
+  }
+  for (const coro of [sleeper(), stopper(), late()]) loop.createTask(coro);
+  await loop.runForever();
+  await loop.runForever();
+  assertEquals(log, ["stopper1", "late", "sleeper"]);
+});
+
 Deno.test("K12 stop from outside ends an idle loop", async () => {
   for (const loop of [simulation().loop, new Loop()]) {
     const task = loop.createTask(until(new Promise(() => {})));
@@ -2061,6 +2082,30 @@ Deno.test("K17 a handler that wakes twice, wakes and throws, or wakes what it ta
     "Cannot wake task: it does not wait for an op",
     "Cannot wake task: it does not wait for an op",
   ]);
+});
+
+Deno.test("K17 a start that is async fails its op when it rejects; so does nothing else that does", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const early = new Error("early");
+    const late = new Error("late");
+    loop.addOp("fail", { start: () => Promise.reject(early) as never, cancel() {} });
+    loop.addOp("wake_and_fail", {
+      start(task) {
+        loop.wake(task);
+        return Promise.reject(late) as never;
+      },
+      cancel() {},
+    });
+    loop.addOp("fail_in_cancel", { start() {}, cancel: () => Promise.reject(new Error("cancel")) as never });
+    function* ask(name: string): Coroutine {
+      yield [name];
+    }
+    assertStrictEquals(yield* thrownBy(ask("fail")), early);
+    yield* ask("wake_and_fail");
+    yield* moveOnAfter(1, ask("fail_in_cancel"));
+  }, { errors });
+  assertEquals(errors.map(({ error }) => (error as Error).message), ["late", "cancel"]);
 });
 
 // ---- The rooms ---------------------------------------------------------------------------------------------------
