@@ -484,7 +484,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     if (known) return known;
     let task: Task<void> | null = null;
     let cancelled = false;
-    const isWanted = () => !cancelled;
+    const isWanted = () => !cancelled && readable.locked; // A reader that was released takes nothing any more.
     const pull = (controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>) => {
       task = loop.createTask(this.#readTo(controller, isWanted), { name: `readable of ${this}` });
       return task.then(() => {}, (error) => {
@@ -524,7 +524,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * The write side as a web stream. Closing it ends our side of the connection. Aborting it drops the connection at once,
    * even in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell that
    * something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do everywhere;
-   * closing this stream ends that too. Get it inside a task: its writes are tasks of that loop, and each loop has its own.
+   * closing this stream ends that too. Once a write has failed, say as another task was writing, there is a new one here.
+   * Get it inside a task: its writes are tasks of that loop, and each loop has its own.
    *
    * @throws {Error} If no task is running here.
    */
@@ -533,12 +534,19 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     const writables = this.#writables ??= new WeakMap();
     const known = writables.get(loop);
     if (known) return known;
-    const run = (coro: Coroutine<void>) => loop.createTask(coro, { name: `writable of ${this}` }).then(() => {});
+    const run = async (begin: () => Coroutine<void>) => {
+      try {
+        await loop.createTask(begin(), { name: `writable of ${this}` });
+      } catch (error) {
+        if (writables.get(loop) === writable) writables.delete(loop);
+        throw error;
+      }
+    };
     const writable = new WritableStream({
       // A web stream calls `abort` only after the write under way; one to a peer that does not read never ends.
       start: ({ signal }) => signal.addEventListener("abort", () => this.abort()),
-      write: (chunk) => run(this.write(chunk)),
-      close: () => run(this.closeWrite()),
+      write: (chunk) => run(() => this.write(chunk)),
+      close: () => run(() => this.closeWrite()),
     });
     writables.set(loop, writable);
     return writable;

@@ -757,6 +757,54 @@ Deno.test("N3 a readable that was refused, as another task was reading, is not r
   });
 });
 
+Deno.test("C7 what arrives after the reader of a readable was released is nobody's yet", async () => {
+  await simulate(function* () {
+    const sock = new PieceSocket();
+    const stream = new Stream(sock);
+    const reader = stream.readable.getReader();
+    const reading = reader.read().catch((error) => error);
+    yield* checkpoint();
+    reader.releaseLock();
+    assertInstanceOf(yield* until(reading), TypeError);
+    sock.feed("one\ntwo\n");
+    yield* sleep(1);
+    assertEquals(yield* stream.readLine(), "one");
+    const { value } = yield* until(stream.readable.getReader().read());
+    assertEquals(text(value!), "two\n");
+  });
+});
+
+Deno.test("C7 a reader that follows a released one gets what that had asked for", async () => {
+  await simulate(function* () {
+    const sock = new PieceSocket();
+    const { readable } = new Stream(sock);
+    const first = readable.getReader();
+    const abandoned = first.read().catch(() => "abandoned");
+    yield* checkpoint();
+    first.releaseLock();
+    const reading = readable.getReader().read();
+    sock.feed("one").end();
+    assertEquals(text((yield* until(reading)).value!), "one");
+    assertEquals(yield* until(abandoned), "abandoned");
+  });
+});
+
+Deno.test("N3 a writable that was refused, as another task was writing, or given no bytes, is not refused for ever", async () => {
+  await simulate(function* ({ loop }) {
+    const sock = new PieceSocket();
+    sock.ready &= ~EVENT_WRITE;
+    const stream = new Stream(sock);
+    const first = loop.createTask(stream.write("first "));
+    yield* checkpoint();
+    yield* thrown(BusyError, until(stream.writable.getWriter().write("refused")));
+    sock.ready |= EVENT_WRITE;
+    yield* first.join();
+    yield* thrown(TypeError, until(stream.writable.getWriter().write(7 as never)));
+    yield* until(stream.writable.getWriter().write("last"));
+    assertEquals(sock.written.map(text).join(""), "first last");
+  });
+});
+
 Deno.test("N15 a web stream that fails, or outlives its loop, leaves no unhandled rejection", async () => {
   let late!: ReadableStream<Uint8Array>;
   await run(function* () {
