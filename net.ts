@@ -294,7 +294,11 @@ export class DefaultSelector implements Selector {
     if (this.#resolve) this.wakeup();
     if (timeout <= 0) return this.#platformTurn();
     const events = this.poll();
-    if (events.length > 0) return Promise.resolve(events);
+    if (events.length > 0) {
+      // A loop sees to it that Deno's turns. By hand, what stays ready would keep everything else waiting.
+      const late = !again && performance.now() - this.#askedAt >= SYSTEM_INTERVAL;
+      return late ? this.#platformTurn() : Promise.resolve(events);
+    }
     this.#due = timeout === Infinity ? Infinity : performance.now() + timeout;
     this.#keepsTimer = again;
     this.#setTimer();
@@ -1276,13 +1280,14 @@ class Pipe {
   /** The reader is gone. Returns whether it left something unread. */
   abandon(): boolean {
     const unread = this.#to > this.#from;
+    this.#from = this.#to = 0;
     this.#readError ??= new Deno.errors.Interrupted("The connection was closed");
     this.#writeError ??= new Deno.errors.BrokenPipe("Broken pipe");
     this.#move();
     return unread;
   }
 
-  /** The writer is gone, and takes what it has written with it. */
+  /** The writer is gone without a farewell; what is here can still be read. */
   reset(): void {
     this.#readError ??= new Deno.errors.ConnectionReset("Connection reset by peer");
     this.end();
@@ -1310,8 +1315,7 @@ class Pipe {
     const reader = this.#reader;
     if (!reader || (this.#from === this.#to && !this.#writeError)) return;
     this.#reader = null;
-    if (this.#readError) return reader.reject(this.#readError);
-    if (this.#from === this.#to) return reader.resolve(null);
+    if (this.#from === this.#to) return this.#readError ? reader.reject(this.#readError) : reader.resolve(null);
     const n = Math.min(reader.buffer.length, this.#to - this.#from);
     if (n === 0) return reader.reject(new TypeError("Cannot read into a buffer that was transferred"));
     reader.buffer.set(this.#buffer.subarray(this.#from, this.#from + n));

@@ -1259,6 +1259,19 @@ Deno.test("K3 waits that are over at once, as peers are quick, are no rest: Deno
   right.abort();
 });
 
+Deno.test("K3 what stays ready, with a selector by hand, keeps nothing else waiting", async () => {
+  const [left, right] = socketPair();
+  const selector = new DefaultSelector();
+  selector.register(left, EVENT_WRITE, "always");
+  let turned = false;
+  setTimeout(() => turned = true, 0);
+  for (let i = 0; i < 1e6 && !turned; i++) assertEquals((await selector.select())[0][0].data, "always");
+  assert(turned);
+  selector.close();
+  left.abort();
+  right.abort();
+});
+
 Deno.test(
   "N9 connect takes the address of a listener or a socket, and refuses one that is no stream's",
   needs({ net: true }),

@@ -529,6 +529,17 @@ battery("N6 a peer that is gone, its input unread, comes at the next op of reade
   server.close();
 }, [unix, memory]);
 
+battery("N6 what had arrived before a reset can still be read", function* ({ loop, client, server }) {
+  yield* loop.sockSendall(server, pattern(10_000)); // Unread at the client's abort: that makes it a reset.
+  yield* loop.sockSendall(client, bytes("last"));
+  yield* settle();
+  client.abort();
+  yield* settle();
+  assertEquals(text(yield* loop.sockRecv(server, 10)), "last");
+  assertBroken(yield* thrownBy(loop.sockRecv(server, 10)));
+  server.close();
+}, [unix, memory]);
+
 /** A server's end of a connection, and the client's, which Node's sockets can reset. */
 function* resettable(loop: Loop): Coroutine<{ peer: net.Socket; server: Socket }> {
   using listener = listen({ hostname: "127.0.0.1", port: 0 });

@@ -763,7 +763,7 @@ Deno.test("C7 what arrives after the reader of a readable was released is nobody
     const stream = new Stream(sock);
     const reader = stream.readable.getReader();
     const reading = reader.read().catch((error) => error);
-    yield* checkpoint();
+    yield* until(platformTurn()); // By then it has begun.
     reader.releaseLock();
     assertInstanceOf(yield* until(reading), TypeError);
     sock.feed("one\ntwo\n");
@@ -780,7 +780,7 @@ Deno.test("C7 a reader that follows a released one gets what that had asked for"
     const { readable } = new Stream(sock);
     const first = readable.getReader();
     const abandoned = first.read().catch(() => "abandoned");
-    yield* checkpoint();
+    yield* until(platformTurn());
     first.releaseLock();
     const reading = readable.getReader().read();
     sock.feed("one").end();
