@@ -7,7 +7,7 @@
  * it does; the rest of this file is the care that takes.
  *
  * The forty lines of the article are all here: `readWait` and `writeWait`; in `Loop`, `ready`, `selector`,
- * `currentTask`, `createTask`, `sockRecv`, `runForever`; `#turn` is the body of its `while True`, `#step` its `send(None)`,
+ * `currentTask`, `createTask`, `sockRecv`, `runForever`; `#turns` and `#turn` are its `while True`, `#step` its `send(None)`,
  * `#perform` its `getattr(self, op)(*args)`, and the handlers under "The kernel's own ops" are its methods `read_wait` and
  * `write_wait`.
  *
@@ -30,7 +30,7 @@
 // Ops and coroutines
 // -------------------------------------
 
-/** What a coroutine yields: the name of what it asks for, and the arguments. */
+/** What a coroutine yields: the name of what it asks for, and the arguments, as in `["sleep", 10]`. */
 export type Op = readonly [name: string, ...args: any[]];
 
 /**
@@ -53,10 +53,116 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
 }
 
 /**
+ * Waits until `sock` can be read (a listener: accepted from) without blocking. The op is `["read_wait", sock]`. (A string is
+ * for stepping by hand, as the article does: a loop can wait for sockets only.)
+ *
+ * @throws {BusyError} If another task already waits to read `sock`.
+ * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+ *
+ * @example By hand, with no loop
+ * ```ts
+ * import { readWait } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const coro = readWait("somesocket");
+ * assertEquals(coro.next(), { value: ["read_wait", "somesocket"], done: false });
+ * assertEquals(coro.next(), { value: undefined, done: true });
+ * ```
+ */
+export function readWait(sock: Selectable | string): Coroutine<void> {
+  return ask(["read_wait", sock]);
+}
+
+/**
+ * Waits until `sock` takes bytes without blocking. The op is `["write_wait", sock]`.
+ *
+ * @throws {BusyError} If another task already waits to write `sock`.
+ * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+ */
+export function writeWait(sock: Selectable | string): Coroutine<void> {
+  return ask(["write_wait", sock]);
+}
+
+/**
+ * Waits for at least `ms` milliseconds on the loop's clock; `sleep(0)` for one full turn. The op is `["sleep", ms]`.
+ *
+ * @throws {RangeError} If `ms` is negative or not a number.
+ *
+ * @example
+ * ```ts
+ * import { Loop, sleep } from "@yieldloop/yieldloop";
+ *
+ * await new Loop().run(sleep(10));
+ * ```
+ */
+export function sleep(ms: number): Coroutine<void> {
+  checkDuration("sleep", ms);
+  return ask(["sleep", ms]);
+}
+
+const CHECKPOINT: Op = ["checkpoint"];
+
+/** Lets every other ready task take a step first, and is a cancellation point. The op is `["checkpoint"]`. */
+export function checkpoint(): Coroutine<void> {
+  return ask(CHECKPOINT);
+}
+
+/**
+ * Waits for a promise and returns its value, or throws what it rejects with. A function is called with an `AbortSignal`
+ * that aborts if the wait is cancelled; what its promise does after that is ignored, so if it still brings something that
+ * has to be closed, the function has to close it. (Every wait leaves a little with its promise until that has settled: where
+ * many wait for one that may never, let one task wait for it and set an `Event`.) The op is `["until", source]`.
+ *
+ * @throws {TypeError} If `source` is neither a promise nor a function that returns one.
+ *
+ * @example
+ * ```ts
+ * import { Loop, until } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* main() {
+ *   return yield* until(Promise.resolve("hello"));
+ * }
+ * assertEquals(await new Loop().run(main()), "hello");
+ * ```
+ */
+export function until<T>(source: PromiseLike<T> | ((signal: AbortSignal) => PromiseLike<T>)): Coroutine<T> {
+  return ask(["until", source]);
+}
+
+/** Waits in `lot` for {@linkcode ParkingLot.unpark}, and returns the value given there. The op is `["park", lot]`. */
+export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
+  return ask(["park", lot]);
+}
+
+/**
+ * Runs `coro` as `yield* coro` does, at a cost that does not depend on how deep the call is nested. The op is
+ * `["call", coro]`.
+ *
+ * Discussion: with `yield*` every resume passes through all coroutines from the task's first to the one that waits; ten
+ * levels cost next to nothing, a recursion of ten thousand overflows the stack. Here the task keeps the callers, and
+ * only the innermost coroutine is resumed. It costs one trip through `ready`: only deep recursion is worth it.
+ *
+ * @example
+ * ```ts
+ * import { call, type Coroutine, Loop } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * function* depth(n: number): Coroutine<number> {
+ *   return n === 0 ? 0 : 1 + (yield* call(depth(n - 1)));
+ * }
+ * assertEquals(await new Loop().run(depth(100_000)), 100_000);
+ * ```
+ */
+export function call<T>(coro: Coroutine<T>): Coroutine<T> {
+  return ask(["call", coro]);
+}
+
+/**
  * The coroutine that yields one op and returns its answer. Every op of the library passes here, except those of
  * {@linkcode Join} and of the socket operations of {@linkcode Loop}.
  *
- * Discussion: this is `function* perform(op) { return yield op; }`, written out: every switch of tasks makes one, and a
+ * Discussion: this is `function* ask(op) { return yield op; }`, written out: every switch of tasks makes one, and a
  * generator would be slower.
  */
 class SingleOp {
@@ -92,113 +198,8 @@ class SingleOp {
   }
 }
 
-function perform<T>(op: Op): Coroutine<T> {
+function ask<T>(op: Op): Coroutine<T> {
   return new SingleOp(op) as unknown as Coroutine<T>;
-}
-
-/**
- * Waits until `sock` can be read (a listener: accepted from) without blocking. The op is `["read_wait", sock]`. (A string is
- * for stepping by hand, as the article does: a loop can wait for sockets only.)
- *
- * @throws {BusyError} If another task already waits to read `sock`.
- * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
- *
- * @example By hand, with no loop
- * ```ts
- * import { readWait } from "@yieldloop/yieldloop";
- * import { assertEquals } from "@std/assert";
- *
- * const coro = readWait("somesocket");
- * assertEquals(coro.next(), { value: ["read_wait", "somesocket"], done: false });
- * assertEquals(coro.next(), { value: undefined, done: true });
- * ```
- */
-export function readWait(sock: Selectable | string): Coroutine<void> {
-  return perform(["read_wait", sock]);
-}
-
-/**
- * Waits until `sock` takes bytes without blocking. The op is `["write_wait", sock]`.
- *
- * @throws {BusyError} If another task already waits to write `sock`.
- * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
- */
-export function writeWait(sock: Selectable | string): Coroutine<void> {
-  return perform(["write_wait", sock]);
-}
-
-/**
- * Waits for at least `ms` milliseconds on the loop's clock; `sleep(0)` for one full turn. The op is `["sleep", ms]`.
- *
- * @throws {RangeError} If `ms` is negative or not a number.
- *
- * @example
- * ```ts
- * import { Loop, sleep } from "@yieldloop/yieldloop";
- *
- * await new Loop().run(sleep(10));
- * ```
- */
-export function sleep(ms: number): Coroutine<void> {
-  checkDuration("sleep", ms);
-  return perform(["sleep", ms]);
-}
-
-const CHECKPOINT: Op = ["checkpoint"];
-
-/** Lets every other ready task take a step first, and is a cancellation point. The op is `["checkpoint"]`. */
-export function checkpoint(): Coroutine<void> {
-  return perform(CHECKPOINT);
-}
-
-/**
- * Waits for a promise and returns its value, or throws what it rejects with. A function is called with an `AbortSignal`
- * that aborts if the wait is cancelled; what its promise does after that is ignored, so if it still brings something that
- * has to be closed, the function has to close it. The op is `["until", source]`.
- *
- * @throws {TypeError} If `source` is neither a promise nor a function that returns one.
- *
- * @example
- * ```ts
- * import { Loop, until } from "@yieldloop/yieldloop";
- * import { assertEquals } from "@std/assert";
- *
- * function* main() {
- *   return yield* until(Promise.resolve("hello"));
- * }
- * assertEquals(await new Loop().run(main()), "hello");
- * ```
- */
-export function until<T>(source: PromiseLike<T> | ((signal: AbortSignal) => PromiseLike<T>)): Coroutine<T> {
-  return perform(["until", source]);
-}
-
-/** Waits in `lot` for {@linkcode ParkingLot.unpark}, and returns the value given there. The op is `["park", lot]`. */
-export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
-  return perform(["park", lot]);
-}
-
-/**
- * Runs `coro` as `yield* coro` does, at a cost that does not depend on how deep the call is nested. The op is
- * `["call", coro]`.
- *
- * Discussion: with `yield*` every resume passes through all coroutines from the task's first to the one that waits; ten
- * levels cost next to nothing, a recursion of ten thousand overflows the stack. Here the task keeps the callers, and
- * only the innermost coroutine is resumed. It costs one trip through `ready`: only deep recursion is worth it.
- *
- * @example
- * ```ts
- * import { call, type Coroutine, Loop } from "@yieldloop/yieldloop";
- * import { assertEquals } from "@std/assert";
- *
- * function* depth(n: number): Coroutine<number> {
- *   return n === 0 ? 0 : 1 + (yield* call(depth(n - 1)));
- * }
- * assertEquals(await new Loop().run(depth(100_000)), 100_000);
- * ```
- */
-export function call<T>(coro: Coroutine<T>): Coroutine<T> {
-  return perform(["call", coro]);
 }
 
 /**
@@ -256,7 +257,10 @@ export interface LoopOptions {
   network?: Network | undefined;
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
   onError?: ((error: unknown, task: Task<any>) => void) | undefined;
-  /** Told of every op of every task, before it begins. What it throws is reported to `onError`. */
+  /**
+   * Told of every op of every task, before it begins (or is refused, as the task is cancelled). When a wait ended shows in
+   * the task's next op, when the task did in `addDoneCallback`. What it throws is reported to `onError`.
+   */
   trace?: ((event: TraceEvent) => void) | undefined;
 }
 
@@ -326,7 +330,10 @@ export class Loop {
   #asleep = false;
   #rouse: (() => void) | null = null;
 
-  // Signs of a deadlock.
+  // Signs of a deadlock. It is one when every task is parked, and nothing else is under way that could wake one: no timer,
+  // no signal, and no sign that code outside the loop feeds it. Who wakes, makes or times something from outside says so
+  // (`_noteOrigin`), and so does who waits for another loop (`_noteWait`). Then `#timeout` lets the loop sleep for the grace
+  // only, and `#checkDeadlock` looks again.
   /** @ignore How many tasks are parked: they wait for another task, and for nothing else. */
   _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
@@ -1188,6 +1195,7 @@ export class Task<T = any> implements PromiseLike<T> {
   readonly loop: Loop;
   readonly #name: string | undefined;
 
+  // With a coroutine and an op it waits; with a coroutine alone it is in `ready`, or taking a step; with neither it is done.
   /** @ignore The coroutine; null once it has ended. */
   _coro: Coroutine<T> | null;
   /** @ignore What it waits for. */
@@ -1287,7 +1295,7 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** Waits until the task has ended, whichever way, its cleanup included. */
   *wait(): Coroutine<void> {
-    yield* perform(this._untilEnded()); // asked for when the wait begins: the task may end before
+    yield* ask(this._untilEnded()); // asked for when the wait begins: the task may end before
   }
 
   /** @ignore The op that waits for its end. */
@@ -1305,7 +1313,10 @@ export class Task<T = any> implements PromiseLike<T> {
     if (!this.done) (this.#own ??= this.#enclose()).cancel(reason);
   }
 
-  /** Makes a scope around the task, and around the blocks it is in, within the scope it was born in. */
+  /**
+   * Makes a scope around the task, and around the blocks it is in, within the scope it was born in: of `born > block > block`,
+   * the last of which it is in, it makes `born > own > block > block`.
+   */
   #enclose(): CancelScope {
     const outer = this._parent;
     const own = new CancelScope(this.loop, null, outer);
@@ -1609,6 +1620,8 @@ function following(member: Member, top: CancelScope, passOver: boolean): Member 
  *
  * Cancellation is level-triggered, as trio's is, a state and not an event: as long as a task is inside a cancelled scope
  * and no shield hides it, each op throws `Cancelled`.
+ *
+ * Its `deadline` (a time on the loop's clock, `Infinity` for none) and `shield` can be read and set as long as the block runs.
  */
 export class CancelScope {
   #cancelCalled = false;
@@ -2458,13 +2471,18 @@ function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
   sock.sending = true;
 }
 
-function checkLoopOptions({ selector, clock, onError, trace }: LoopOptions): void {
+function checkLoopOptions({ selector, clock, network, onError, trace }: LoopOptions): void {
   for (const [name, hook] of Object.entries({ onError, trace })) {
     if (hook === undefined || typeof hook === "function") continue;
     throw new TypeError(`Cannot make a loop with the ${name} ${kind(hook)}: it must be a function`);
   }
   if (clock !== undefined && typeof clock?.now !== "function") {
     throw new TypeError(`Cannot make a loop with the clock ${kind(clock)}: it needs the function now`);
+  }
+  if (network !== undefined && (typeof network !== "object" || network === null)) {
+    throw new TypeError(
+      `Cannot make a loop with the network ${kind(network)}: it needs functions such as listen and connect`,
+    );
   }
   if (selector !== undefined && typeof selector?.select !== "function") {
     throw new TypeError(`Cannot make a loop with the selector ${kind(selector)}: it needs the function select`);

@@ -279,8 +279,8 @@ export class DefaultSelector implements Selector {
   }
 
   /**
-   * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for one turn of
-   * Deno's event loop. It may return early with nothing, for instance if something was registered meanwhile. A second
+   * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for a turn of
+   * Deno's event loop, or some. It may return early with nothing, for instance if something was registered meanwhile. A second
    * `select` makes one under way return. With `again` a timer may be left behind for the next: `wakeup` or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
@@ -882,8 +882,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket, even one that was closed and is still delivering, and drops what has not left this program. The peer
-   * sees the end of the stream, or a reset if something of its own lay unread. (With TLS Deno goes on delivering what it has
-   * taken.)
+   * sees the end of the stream or, if something of its own lay unread, a reset; what it writes after that fails. (With TLS
+   * Deno goes on delivering what it has taken, and over TCP even a peer that is reset reads an end first.)
    */
   abort(): void {
     this._shut();
@@ -1673,6 +1673,7 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
  * @throws {RangeError} If the port is not one from 1 to 65535.
  * @throws {TypeError} If the transport is neither TCP nor a Unix path.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
+ * @throws {Deno.errors.WouldBlock} If who listens on that Unix path has as many waiting as the system allows.
  *
  * @example
  * ```ts
@@ -1713,7 +1714,8 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
  * `buffered` is 0, and with a new stream.
  *
  * @throws {TypeError} If `sock` is not a TCP socket of Deno's, or `options` are not right.
- * @throws {BusyError} If a task waits on `sock`, or it holds bytes that were not read.
+ * @throws {BusyError} If a task waits on `sock`, it holds bytes that were not read, or a read is under way: a wait for input
+ * that was cancelled has left one.
  * @throws {ClosedError} If `sock` is closed.
  */
 export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutine<Socket> {

@@ -211,7 +211,10 @@ export class Semaphore {
     return this.#value;
   }
 
-  /** Waits for a free slot and takes it. The guard it returns releases it, once. */
+  /**
+   * Waits for a free slot and takes it. The guard it returns releases it, once: `using slot = yield* semaphore.acquire()`.
+   * (Without `yield*` that takes nothing, and no type says so.)
+   */
   *acquire(): Coroutine<Disposable> {
     if (this.#value === 0) {
       yield* park(this.#waiters); // release() has handed its slot over
@@ -480,7 +483,7 @@ export class Queue<T> {
    */
   putNowait(item: T): void {
     this.#checkOpen();
-    if (this.#full) throw new WouldBlock(`Cannot put: the queue holds ${this.maxsize} items already`);
+    if (this.#full) throw new WouldBlock(`Cannot put: the queue is full, its maxsize is ${this.maxsize}`);
     this.#add(item);
   }
 
@@ -522,7 +525,8 @@ export class Queue<T> {
   getNowait(): T {
     if (this.#available === 0) {
       this.#checkDrained();
-      throw new WouldBlock("Cannot get: the queue is empty");
+      const why = this.size === 0 ? "the queue is empty" : "all that is in the queue goes to tasks that wait for it";
+      throw new WouldBlock(`Cannot get: ${why}`);
     }
     return this.#take();
   }

@@ -2373,6 +2373,11 @@ Deno.test("K6 what cannot be an option, a callback or a coroutine is refused whe
   assertThrows(() => new Loop({ trace: "x" as never }), TypeError, 'the trace "x": it must be a function');
   assertThrows(() => new Loop({ onError: 5 as never }), TypeError, "the onError 5: it must be a function");
   assertThrows(() => new Loop({ clock: {} as never }), TypeError, "it needs the function now");
+  assertThrows(
+    () => new Loop({ network: 5 as never }),
+    TypeError,
+    "with the network 5: it needs functions such as listen",
+  );
   assertThrows(() => new Loop({ selector: null as never }), TypeError, "it needs the function select");
   const { loop } = simulation();
   const task = loop.createTask(sleep(1));

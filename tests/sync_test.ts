@@ -680,7 +680,7 @@ Deno.test("S4 a bounded put blocks until there is room, and putters keep their o
     }
     yield* settle();
     assertEquals([put, queue.size], [[0, 1], 2]);
-    assertThrows(() => queue.putNowait(9), WouldBlock, "Cannot put: the queue holds 2 items already");
+    assertThrows(() => queue.putNowait(9), WouldBlock, "Cannot put: the queue is full, its maxsize is 2");
     const taken: number[] = [];
     for (let i = 0; i < 5; i++) taken.push(yield* queue.get());
     assertEquals([taken, put], [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]);
@@ -728,7 +728,7 @@ Deno.test("S4 an item spoken for by a getter is not for getNowait, and goes to t
     first.cancel();
     yield* checkpoint();
     assertEquals(queue.size, 1);
-    assertThrows(() => queue.getNowait(), WouldBlock);
+    assertThrows(() => queue.getNowait(), WouldBlock, "goes to tasks that wait for it");
     assertEquals(yield* failAfter(10, second.join()), "a");
   });
 });
