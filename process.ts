@@ -140,7 +140,8 @@ export class SignalQueue {
     this.#hold = setInterval(() => {}, 2 ** 31 - 1);
     try {
       // A new one for each wait: a cancelled wait leaves nothing to the next.
-      yield* until(() => (this.#arrival = Promise.withResolvers()).promise);
+      const signal = () => (this.#arrival = Promise.withResolvers()).promise;
+      yield* until(signal); // The name is what a trace shows.
     } finally {
       clearInterval(this.#hold);
     }
@@ -370,8 +371,9 @@ export class WorkerPool {
     this.#checkOpen();
     const thread = this.#idle.pop() ?? (yield* this.#start());
     this.#busy.add(thread);
+    const runInWorker = () => thread.perform(job);
     try {
-      return yield* until(() => thread.perform(job));
+      return yield* until(runInWorker); // The name is what a trace shows.
     } finally {
       this.#busy.delete(thread);
       if (thread.free) this.#idle.push(thread);

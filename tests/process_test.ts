@@ -10,7 +10,9 @@ import {
   Cancelled,
   checkpoint,
   ClosedError,
+  connect,
   type Coroutine,
+  listen,
   Loop,
   moveOnAfter,
   runInWorker,
@@ -52,6 +54,18 @@ function test(name: string, options: { ignore?: boolean }, body: () => Promise<v
 function* untilHolds(holds: () => boolean): Coroutine {
   while (!holds()) yield* until(platformTurn());
 }
+
+test("K15 a trace tells what a wait for the platform is for", needs({ net: true, run: true }), async () => {
+  const told: string[] = [];
+  const loop = new Loop({ trace: ({ args: [source] }) => void (source?.name && told.push(source.name)) });
+  await loop.run(function* (): Coroutine {
+    using listener = listen({ hostname: "127.0.0.1", port: 0 });
+    (yield* connect(listener.addr)).close();
+    yield* runInWorker(() => {});
+    yield* moveOnAfter(1, signal("SIGUSR1"));
+  }());
+  assertEquals(told, ["connect", "runInWorker", "signal"]);
+});
 
 // ---- Signals -------------------------------------------------------------------------------------------------------
 
