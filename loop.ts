@@ -45,7 +45,7 @@ export type Coroutine<T = void> = Generator<Op, T, any>;
 export interface OpHandler<Args extends readonly any[] = any[]> {
   /**
    * Begins the wait. Sooner or later, now or from any callback, it has to end in `task.loop.wake(task, value)` or
-   * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`.
+   * `task.loop.fail(task, error)`. What this function throws, or rejects with, is thrown at the task's `yield`.
    */
   start(task: Task<any>, ...args: Args): void;
   /** Undoes the wait, as if it had never begun: the task was cancelled, and must not be woken any more. */
