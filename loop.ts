@@ -1667,7 +1667,7 @@ export class CancelScope {
     if (!shield) this._cancelledBy = parent._cancelledBy;
   }
 
-  /** Whether `cancel` was called or the deadline passed. */
+  /** Whether it was cancelled: by a call, by its signal, or by its deadline, once the loop or an op has seen that pass. */
   get cancelCalled(): boolean {
     return this.#cancelCalled;
   }

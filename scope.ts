@@ -145,6 +145,8 @@ export class TaskGroup {
   #size = 0;
   #closed = false;
   #abandoned = false;
+  /** Whether a cancellation from outside has ended one of its tasks. */
+  #struck = false;
   readonly #empty = new ParkingLot("the tasks of its group");
   #errors = new Set<unknown>();
 
@@ -175,7 +177,8 @@ export class TaskGroup {
    * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
    * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
    * goes on; if the wait is cancelled, so is the task, ready or not. Where TypeScript cannot infer the type of what it
-   * says, name it: `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`.
+   * says, name it: `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`, but the task is in
+   * the group from the beginning.
    *
    * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it alone is cancelled.
    * @throws {Error} If it ends without having said so, or the group's block has ended.
@@ -221,6 +224,9 @@ export class TaskGroup {
       this.#done(task, said || !waits || this.#isOrphaned ? task.error : undefined);
       lot.unpark();
     });
+    // A caller that is cancelled already hears of it at its wait; by then the task would have begun one of its own.
+    const cancelled = currentTask()._scope._cancelledBy;
+    if (cancelled) task.cancel(cancelled._error().reason);
     try {
       yield* said ? checkpoint() : park(lot);
     } catch (error) {
@@ -233,6 +239,9 @@ export class TaskGroup {
       if (!said) task.cancel(); // If this wait was ended by force; otherwise it has ended.
     }
     if (said) return (said as { value: V }).value;
+    // Cancelled with its group, or from further out, it takes along who is in there too, though in a shield.
+    const by = endedBy(task);
+    if (by && currentTask()._scope._isIn(by)) throw by._error();
     task.result(); // throws, if it failed or was cancelled
     throw new Error(`Cannot wait for ${task} to start: it ended without saying that it had`);
   }
@@ -261,6 +270,8 @@ export class TaskGroup {
 
   #done(task: Task, error: unknown): void {
     this.#size--;
+    const by = endedBy(task);
+    if (by && by !== this.#scope && this.#scope._isIn(by)) this.#struck = true;
     if (error !== undefined && this.#isOrphaned) task.loop._unwatch(task);
     else if (error !== undefined) {
       this.#errors.add(error);
@@ -286,8 +297,9 @@ export class TaskGroup {
     try {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
-        // A loop of empty groups must let others run. What the body has got it keeps, as in trio.
-        if (this.#size === 0) yield* shield(checkpoint());
+        // A loop of empty groups must let others run. What the body has got it keeps, as in trio, unless it was out of reach
+        // of a cancellation that has ended tasks.
+        if (this.#size === 0) yield* this.#struck ? checkpoint() : shield(checkpoint());
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {
         if (this.#scope._owns(error)) cancelled = error;
@@ -314,6 +326,11 @@ export class TaskGroup {
     if (errors.length === 1) throw errors[0];
     if (errors.length > 1) throw new AggregateError(errors, "Several tasks of a group failed");
   }
+}
+
+/** The scope whose cancellation has ended `task`; null if none has. */
+function endedBy(task: Task): CancelScope | null {
+  return task.cancelled ? task._value._scope : null;
 }
 
 /**

@@ -848,6 +848,31 @@ Deno.test("G4 from outside, while the body has returned and the children drain",
   });
 });
 
+Deno.test("G4 T1 from outside, while the body is in a shield: the group passes it on, if it has ended a task", async () => {
+  await simulate(function* ({ loop }) {
+    const log: string[] = [];
+    function* group(ms: number): Coroutine<string> {
+      return yield* taskGroup(function* (group) {
+        group.createTask(tidy(log, "child"));
+        group.createTask(sleep(ms));
+        yield* shield(sleep(20));
+        return "returned";
+      });
+    }
+    assertEquals(yield* moveOnAfter(10, group(1)), undefined);
+    assertInstanceOf(yield* thrownBy(failAfter(10, group(1))), TimeoutError);
+    assertEquals([log, loop.time()], [["child", "child"], 40]);
+    function* undisturbed(): Coroutine<string> {
+      return yield* taskGroup(function* (group) {
+        group.createTask(sleep(5));
+        yield* shield(sleep(20));
+        return "returned";
+      });
+    }
+    assertEquals(yield* moveOnAfter(10, undisturbed()), "returned");
+  });
+});
+
 Deno.test("G4 cancelled by itself and from outside at once: the outside rules", async () => {
   await simulate(function* () {
     let outside!: CancelScope;
@@ -1461,9 +1486,58 @@ Deno.test("G4 start in a group that is cancelled already: the task starts, and i
         yield* checkpoint();
         log.push("not reached");
       })));
-      assertInstanceOf(error, TaskError);
+      assertInstanceOf(error, Cancelled);
+      assertEquals(error.reason, "closing time");
     });
     assertEquals(log, ["started"]);
+  });
+});
+
+Deno.test("G4 a start in a shield, whose task is cancelled with its group, is cancelled too, and no error of the group", async () => {
+  await simulate(function* ({ loop }) {
+    const oops = new Error("oops");
+    function* startShielded(group: TaskGroup): Coroutine<string> {
+      yield* shield(group.start(function* () {
+        yield* sleep(20);
+      }));
+      return "started";
+    }
+    const fromOutside = yield* moveOnAfter(10, taskGroup(startShielded));
+    const byItself = yield* taskGroup(function* (group) {
+      group.createTask(function* (): Coroutine {
+        yield* sleep(10);
+        group.cancel();
+      }());
+      return yield* startShielded(group);
+    });
+    assertEquals([fromOutside, byItself, loop.time()], [undefined, undefined, 20]);
+    const failed = taskGroup(function* (group) {
+      group.createTask(failing(10, oops));
+      yield* startShielded(group);
+    });
+    assertStrictEquals(yield* thrownBy(failed), oops);
+  });
+});
+
+Deno.test("G4 a start by who is cancelled already: the task starts, and is cancelled at its first op", async () => {
+  await simulate(function* () {
+    const log: string[] = [];
+    yield* taskGroup(function* (group) {
+      yield* cancelScope(function* (scope) {
+        scope.cancel("no need");
+        yield* group.start(function* () {
+          log.push("started");
+          try {
+            yield* checkpoint();
+            log.push("not reached");
+          } catch (error) {
+            log.push((error as Cancelled).reason as string);
+            throw error;
+          }
+        });
+      });
+    });
+    assertEquals(log, ["started", "no need"]);
   });
 });
 
