@@ -62,7 +62,8 @@ test("K15 a trace tells what a wait for the platform is for", needs({ net: true,
     using listener = listen({ hostname: "127.0.0.1", port: 0 });
     (yield* connect(listener.addr)).close();
     yield* runInWorker(() => {});
-    yield* moveOnAfter(1, signal("SIGUSR1"));
+    loop.createTask(signal("SIGUSR1"));
+    yield* untilHolds(() => told.includes("signal"));
   }());
   assertEquals(told, ["connect", "runInWorker", "signal"]);
 });
