@@ -1456,8 +1456,7 @@ const denoNetwork: Network = {
     const { hostname = "127.0.0.1", port, path } = options as { hostname?: string; port?: number; path?: string };
     const where = path ?? `${hostname} port ${port}`;
     return yield* connected(`connect to ${where}`, theirs, function connect(ours) {
-      const signal = theirs ? AbortSignal.any([ours, theirs]) : ours;
-      return Deno.connect({ ...options, signal } as Deno.ConnectOptions).then((conn) => closeOnAbort(conn, ours));
+      return dial(options as Deno.ConnectOptions, ours, theirs);
     });
   },
 
@@ -1552,16 +1551,16 @@ function checkPort(what: string, port: unknown, least: number): void {
 const DENO_ERRORS = new Set<unknown>([Error, ...Object.values(Deno.errors)]);
 
 /**
- * Waits for the connection that `dial` makes. An error of Deno's says neither where to, nor is a line of the program on its
+ * Waits for the connection that `begin` begins. An error of Deno's says neither where to, nor is a line of the program on its
  * stack: so one of the same class says it, with Deno's as its cause. What a `signal` was aborted with stays as it is.
  */
 function* connected(
   what: string,
   signal: AbortSignal | undefined,
-  dial: (signal: AbortSignal) => Promise<Deno.Conn>,
+  begin: (signal: AbortSignal) => Promise<Deno.Conn>,
 ): Coroutine<Socket> {
   try {
-    return new Socket((yield* until(dial)) as Connection);
+    return new Socket((yield* until(begin)) as Connection);
   } catch (error) {
     if (!(error instanceof Error) || !DENO_ERRORS.has(error.constructor) || signal?.aborted) throw error;
     const explained = new (error.constructor as ErrorConstructor)(`Cannot ${what}: ${error.message}`, { cause: error });
@@ -1576,13 +1575,38 @@ function closeOnAbort<C extends { close(): void }>(conn: C, signal: AbortSignal)
   return conn;
 }
 
+/**
+ * Connects, unless `ours` aborts, or the caller's signal `theirs`.
+ *
+ * Discussion: at its end `Deno.connect` asks its signal to `throwIfAborted`. If that aborts just as the connection is made,
+ * the connection is thrown away, and stays open for as long as the program runs. So Deno's signal does not throw: either
+ * Deno could still give up, or the connection comes, and is closed here.
+ */
+async function dial(options: Deno.ConnectOptions, ours: AbortSignal, theirs?: AbortSignal): Promise<Deno.Conn> {
+  const signal = AbortSignal.any(theirs ? [ours, theirs] : [ours]);
+  signal.throwIfAborted();
+  signal.throwIfAborted = () => {};
+  let conn: Deno.Conn;
+  try {
+    conn = await Deno.connect({ ...options, signal } as Deno.ConnectOptions);
+  } catch (error) {
+    throw signal.aborted ? signal.reason : error;
+  }
+  if (theirs?.aborted) {
+    closeQuietly(conn);
+    throw theirs.reason;
+  }
+  return closeOnAbort(conn, ours);
+}
+
 /** In two steps: `Deno.connectTls` would go on with an attempt that nobody wants any more, perhaps for minutes. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
   const { hostname = "127.0.0.1", port, cert, key } = options as
     & Deno.ConnectTlsOptions
     & Partial<Deno.TlsCertifiedKeyPem>;
   if (cert ?? key) return Deno.connectTls(options); // The other way has no place for them.
-  const conn = closeOnAbort(await Deno.connect({ ...options, hostname, port, transport: "tcp", signal }), signal);
+  const plain = { ...options, hostname, port, transport: "tcp" } as Deno.ConnectOptions;
+  const conn = await dial(plain, signal) as Deno.TcpConn;
   try {
     return await Deno.startTls(conn, options);
   } catch (error) {

@@ -377,7 +377,10 @@ export class WorkerPool {
     } finally {
       this.#busy.delete(thread);
       if (thread.free) this.#idle.push(thread);
-      else yield* shield(until(() => thread.terminate()), { timeout: TERMINATE_MAX });
+      else {
+        const ended = thread.terminate(); // Begun at once: who returns this coroutine by force waits for nothing.
+        yield* shield(until(ended), { timeout: TERMINATE_MAX });
+      }
     }
   }
 
@@ -482,7 +485,7 @@ function textOf(work: { name: string; constructor?: { name: string } }): string 
   }
   const source = Function.prototype.toString.call(work);
   if (/\{\s*\[native code\]\s*\}$/.test(source)) throw new TypeError(`${what}: it is native or bound, and has no text`);
-  if (/^class\b/.test(source)) throw new TypeError(`${what}: it is a class`);
+  if (/^class(?![\w$])/.test(source)) throw new TypeError(`${what}: it is a class`);
   return source;
 }
 
@@ -599,7 +602,7 @@ function serveJobs(require: any, key: string): void {
 
   function compile(source: string): (...args: any[]) => unknown {
     try {
-      return (0, eval)(`(${source})`);
+      return (0, eval)(`"use strict"; (${source})`); // It was written in a module.
     } catch (error) {
       throw new TypeError("Cannot run this function in a worker: its text does not stand on its own", { cause: error });
     }

@@ -736,7 +736,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
     let acceptor: Task<void> | undefined;
     try {
-      if (!this.#listener.closed) this.#listening();
+      if (!this.#listener.closed && !outside.cancelCalled) this.#listening();
       acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
       yield* untilAskedToEnd(acceptor);
     } finally {

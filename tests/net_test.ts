@@ -1,6 +1,13 @@
 /** Rules N1-N10, N13, N15 and C7 for stream sockets: one battery, run against every transport. */
 import net from "node:net";
-import { assert, assertEquals, assertInstanceOf, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertInstanceOf,
+  assertStrictEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import {
   all,
   BusyError,
@@ -916,6 +923,22 @@ Deno.test("N9 a connect that is cancelled gives up its attempt, and closes what 
     await run(() => moveOnAfter(1, connect({ port: 1 })));
     await platformTurn();
     assertEquals(closed, 1);
+    // Deno's own has it so: it throws away what it has just made.
+    const made: { closed: boolean; close(): void }[] = [];
+    Deno.connect = (async ({ signal }: { signal: AbortSignal }) => {
+      await new Promise((aborted) => signal.addEventListener("abort", aborted));
+      const conn = { closed: false, close: () => void (conn.closed = true) };
+      made.push(conn);
+      signal.throwIfAborted();
+      return conn;
+    }) as any;
+    const byCaller = new AbortController();
+    const enough = new Error("Enough");
+    setTimeout(() => byCaller.abort(enough), 1);
+    assertStrictEquals(await run(() => thrownBy(connect({ port: 1, signal: byCaller.signal }))), enough);
+    for (const dial of [connect, connectTls]) await run(() => moveOnAfter(1, dial({ port: 1 })));
+    await platformTurn();
+    assertEquals(made.map(({ closed }) => closed), [true, true, true]);
   } finally {
     Deno.connect = real;
   }

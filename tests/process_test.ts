@@ -15,6 +15,7 @@ import {
   listen,
   Loop,
   moveOnAfter,
+  type Op,
   runInWorker,
   signal,
   SignalQueue,
@@ -518,6 +519,29 @@ test("P5 cancel before the worker has started leaves none behind", {}, async () 
   });
 });
 
+test("P5 a function is as strict in a worker as in its module", {}, async () => {
+  await assertRejects(
+    () =>
+      run(() =>
+        runInWorker(() => {
+          (Object.freeze([1]) as any).length = 0;
+        })
+      ),
+    TypeError,
+    "read only",
+  );
+  assertEquals(
+    await run(() =>
+      runInWorker(
+        function (this: unknown) {
+          return this;
+        } as () => unknown,
+      )
+    ),
+    undefined,
+  );
+});
+
 test("P5 transferred memory is moved, not copied", {}, async () => {
   await run(function* () {
     const bytes = new Uint8Array([1, 2, 3]);
@@ -700,7 +724,28 @@ Deno.test("P6 a pool of no size, and work that cannot travel, are refused where 
   assertThrows(() => runInWorker(count.bind(null), [new Int32Array()]), TypeError, "native or bound");
   assertEquals(typeof runInWorker(Object.setPrototypeOf(() => 1, null)).next, "function");
   assertThrows(() => runInWorker(class {} as any), TypeError, "it is a class");
+  assertEquals(typeof runInWorker((0, eval)("class$ => class$")).next, "function");
   assertThrows(() => runInWorker(() => 1, 5 as any), TypeError, "the arguments must be an array");
+});
+
+test("P5 a run whose coroutine is returned by hand ends its worker too", {}, async () => {
+  const gate = new Int32Array(new SharedArrayBuffer(8));
+  using pool = new WorkerPool(1);
+  const coro = pool.run((gate) => new Promise(() => setInterval(() => Atomics.add(gate, 0, 1), 1)), [gate]);
+  await run(function* (): Coroutine {
+    let op = coro.next().value as Op;
+    while (op[1]?.name !== "runInWorker") op = coro.next(yield op).value as Op;
+    op[1]().catch(() => {});
+    yield* untilHolds(() => Atomics.load(gate, 0) > 0);
+  });
+  assertThrows(() => coro.return(undefined), Error, "no task is running here"); // It would wait for the worker's end.
+  let counting = true;
+  for (let i = 0; i < 50 && counting; i++) {
+    const before = Atomics.load(gate, 0);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    counting = Atomics.load(gate, 0) !== before;
+  }
+  assertEquals(counting, false);
 });
 
 /** Counts in shared memory until it is told to stop. */

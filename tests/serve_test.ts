@@ -382,11 +382,12 @@ Deno.test("N12 when the signal aborts the server drains and returns, and forgets
 
 Deno.test("N12 with a signal that has aborted already the server returns without a connection", async () => {
   const signal = AbortSignal.abort();
-  await serving(forever, { signal }, function* ({ listener, server }) {
+  let listening = false;
+  await serving(forever, { signal, onListen: () => listening = true }, function* ({ listener, server }) {
     listener.push(new PieceSocket());
     yield* server.join();
     assert(listener.closed);
-    assertEquals(listener.accepted, 0);
+    assertEquals([listener.accepted, listening], [0, false]);
   });
 });
 
