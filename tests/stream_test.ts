@@ -480,9 +480,13 @@ Deno.test("a stream knows what kind of socket it is over, and serve what kind of
       close() {},
     };
     let port = 0;
+    const end = new AbortController();
     yield* serve(listener as unknown as ServeListener<PieceSocket, typeof listener.addr>, () => checkpoint(), {
-      signal: AbortSignal.abort(),
-      onListen: (addr) => port = addr.port,
+      signal: end.signal,
+      onListen(addr) {
+        port = addr.port;
+        end.abort();
+      },
     });
     assertEquals(port, 7);
   });
