@@ -1454,7 +1454,7 @@ const denoNetwork: Network = {
     checkAddress("connect to", options, 1);
     const theirs = options.transport === "unix" ? undefined : options.signal;
     const { hostname = "127.0.0.1", port, path } = options as { hostname?: string; port?: number; path?: string };
-    const where = path ?? `${hostname} port ${port}`;
+    const where = options.transport === "unix" ? path : `${hostname} port ${port}`;
     return yield* connected(`connect to ${where}`, theirs, function connect(ours) {
       return dial(options as Deno.ConnectOptions, ours, theirs);
     });

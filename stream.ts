@@ -524,7 +524,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * The write side as a web stream. Closing it ends our side of the connection. Aborting it drops the connection at once,
    * even in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell that
    * something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do everywhere;
-   * closing this stream ends that too. Once a write has failed, say as another task was writing, there is a new one here.
+   * closing this stream ends that too. Once a write was refused, say as another task was writing, there is a new one here.
    * Get it inside a task: its writes are tasks of that loop, and each loop has its own.
    *
    * @throws {Error} If no task is running here.
@@ -538,7 +538,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
       try {
         await loop.createTask(begin(), { name: `writable of ${this}` });
       } catch (error) {
-        if (writables.get(loop) === writable) writables.delete(loop);
+        // Refused, it has sent nothing; after half a chunk there must be no next one.
+        const refused = error instanceof BusyError || error instanceof TypeError;
+        if (refused && writables.get(loop) === writable) writables.delete(loop);
         throw error;
       }
     };
