@@ -45,7 +45,8 @@ export type Coroutine<T = void> = Generator<Op, T, any>;
 export interface OpHandler<Args extends readonly any[] = any[]> {
   /**
    * Begins the wait. Sooner or later, now or from any callback, it has to end in `task.loop.wake(task, value)` or
-   * `task.loop.fail(task, error)`. What this function throws, or rejects with, is thrown at the task's `yield`.
+   * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`. It may be async: so is then what
+   * it rejects with, if the task still waits; after `cancel` that is ignored.
    */
   start(task: Task<any>, ...args: Args): void;
   /** Undoes the wait, as if it had never begun: the task was cancelled, and must not be woken any more. */
@@ -110,8 +111,8 @@ export function checkpoint(): Coroutine<void> {
 /**
  * Waits for a promise and returns its value, or throws what it rejects with. A function is called with an `AbortSignal`
  * that aborts if the wait is cancelled; what its promise does after that is ignored, so if it still brings something that
- * has to be closed, the function has to close it. (Every wait leaves a little with its promise until that has settled: where
- * many wait for one that may never, let one task wait for it and set an `Event`.) The op is `["until", source]`.
+ * has to be closed, the function has to close it. (Each wait keeps a little memory until its promise settles: if many would
+ * wait for one that may never settle, let one task wait for it and set an `Event`.) The op is `["until", source]`.
  *
  * @throws {TypeError} If `source` is neither a promise nor a function that returns one.
  *
@@ -258,8 +259,9 @@ export interface LoopOptions {
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
   onError?: ((error: unknown, task: Task<any>) => void) | undefined;
   /**
-   * Told of every op of every task, before it begins (or is refused, as the task is cancelled). When a wait ended shows in
-   * the task's next op, when the task did in `addDoneCallback`. What it throws is reported to `onError`.
+   * Told of every op of every task before it begins, of those too that a cancelled task is refused. It is not told when a
+   * wait ends, which the task's next op shows, nor when the task does: `addDoneCallback` tells that. What it throws is
+   * reported to `onError`.
    */
   trace?: ((event: TraceEvent) => void) | undefined;
 }
@@ -274,6 +276,9 @@ const TIME_PER_PLATFORM_TURN = 5;
  * be about to wake one. If one ever did in this run, there is no limit.
  */
 const DEADLOCK_GRACE = 1000;
+
+/** The promises of async starts whose ops were taken back: what they reject with is ignored. */
+const TAKEN_BACK = new WeakSet<Promise<unknown>>();
 
 /** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
 const SWALLOWED_MAX = 1000;
@@ -330,10 +335,8 @@ export class Loop {
   #asleep = false;
   #rouse: (() => void) | null = null;
 
-  // Signs of a deadlock. It is one when every task is parked, and nothing else is under way that could wake one: no timer,
-  // no signal, and no sign that code outside the loop feeds it. Who wakes, makes or times something from outside says so
-  // (`_noteOrigin`), and so does who waits for another loop (`_noteWait`). Then `#timeout` lets the loop sleep for the grace
-  // only, and `#checkDeadlock` looks again.
+  // Signs of a deadlock: every task is parked, there is no timer and no signal, and nothing outside the loop was seen to feed
+  // it (`_noteOrigin`, `_noteWait`). `#timeout` then bounds the sleep by the grace, and `#checkDeadlock` looks again.
   /** @ignore How many tasks are parked: they wait for another task, and for nothing else. */
   _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
@@ -363,7 +366,7 @@ export class Loop {
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
-   * @throws {TypeError} If `coro` is not a coroutine, or already a task's.
+   * @throws {TypeError} If `coro` is not a coroutine, or runs already, or has run.
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
@@ -408,9 +411,11 @@ export class Loop {
     const { signal } = options;
     hush(main);
     checkSignal("run", signal);
+    const locals = running?.currentTask?._locals ?? null;
     await this.#begin();
     try {
       const task = this.createTask(main, { name: "main" });
+      task._locals = locals;
       task._watchers++;
       this.#fedFromOutside = false;
       const unlisten = this._listen(signal, (reason) => task.cancel(reason));
@@ -607,17 +612,20 @@ export class Loop {
     try {
       if (!handler) throw misuse(op, this.#ops);
       const began: unknown = op.length <= 2 ? handler.start(task, op[1]) : handler.start(task, ...op.slice(1));
-      if (began !== undefined) this.#heed(began, task, op);
+      if (began instanceof Promise) this.#heed(began, task);
     } catch (error) {
       if (!task._op) return this._report(error, task); // The wait was over already when its handler threw.
-      task._pending = null;
       this._fail(task, error);
     }
   }
 
-  /** An op's `start` may be an async function: what it rejects with is thrown at the `yield` too, if the task still waits. */
-  #heed(began: unknown, task: Task<any>, op: Op): void {
-    ifRejected(began, (error) => task._op === op ? this.fail(task, error) : this._report(error, task));
+  /** An op's `start` may be an async function. Its promise tells one wait from another: ops can be yielded again. */
+  #heed(began: Promise<unknown>, task: Task<any>): void {
+    if (task._op) task._pending = began;
+    began.catch((error) => {
+      if (task._op && task._pending === began) this._fail(task, error);
+      else if (!TAKEN_BACK.has(began)) this._report(error, task);
+    });
   }
 
   #finish(task: Task<any>, value: unknown, threw: boolean): void {
@@ -795,7 +803,7 @@ export class Loop {
   }
 
   #schedule(task: Task<any>): void {
-    task._op = null;
+    task._op = task._pending = null;
     this.ready.append(task);
     if (this.#asleep) this.#wakeup();
   }
@@ -817,6 +825,7 @@ export class Loop {
     const op = task._op;
     if (!op) return; // It is about to take a step, and hears of it at its next op.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
+    if (task._pending instanceof Promise) TAKEN_BACK.add(task._pending);
     this._noteOrigin();
     try {
       const undone: unknown = this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
@@ -1151,7 +1160,6 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
   const parks = other.loop === task.loop ? 1 : 0; // Then nobody but tasks of the loop can end this wait.
   const ended = () => {
     task.loop._parked -= parks;
-    task._pending = null;
     let value: unknown;
     try {
       value = other.result();
@@ -1218,7 +1226,7 @@ export class Task<T = any> implements PromiseLike<T> {
   _aheadInLot: Task<any> | null = null;
   /** @ignore */
   _behindInLot: Task<any> | null = null;
-  /** @ignore What its op needs to be taken back: a timer, or the token of an `until`. */
+  /** @ignore What its op needs to be taken back: a timer, the token of an `until`, the promise of an async start. */
   _pending: unknown = null;
   /** @ignore Task locals, shared with the parent until one of them sets one. */
   _locals: ReadonlyMap<unknown, unknown> | null = null;
@@ -2479,7 +2487,7 @@ function checkLoopOptions({ selector, clock, network, onError, trace }: LoopOpti
   if (clock !== undefined && typeof clock?.now !== "function") {
     throw new TypeError(`Cannot make a loop with the clock ${kind(clock)}: it needs the function now`);
   }
-  if (network !== undefined && (typeof network !== "object" || network === null)) {
+  if (network !== undefined && typeof network?.listen !== "function" && typeof network?.connect !== "function") {
     throw new TypeError(
       `Cannot make a loop with the network ${kind(network)}: it needs functions such as listen and connect`,
     );

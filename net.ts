@@ -279,8 +279,8 @@ export class DefaultSelector implements Selector {
   }
 
   /**
-   * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for a turn of
-   * Deno's event loop, or some. It may return early with nothing, for instance if something was registered meanwhile. A second
+   * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for
+   * one or more turns of Deno's event loop. It may return early with nothing, for instance if something was registered meanwhile. A second
    * `select` makes one under way return. With `again` a timer may be left behind for the next: `wakeup` or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
@@ -294,21 +294,19 @@ export class DefaultSelector implements Selector {
     if (this.#resolve) this.wakeup();
     if (timeout <= 0) return this.#platformTurn();
     const events = this.poll();
-    if (events.length > 0) {
-      // A loop sees to it that Deno's turns. By hand, what stays ready would keep everything else waiting.
-      const late = !again && performance.now() - this.#askedAt >= SYSTEM_INTERVAL;
-      return late ? this.#platformTurn() : Promise.resolve(events);
-    }
+    if (events.length > 0) return Promise.resolve(again ? events : this.#pollByHand());
     this.#due = timeout === Infinity ? Infinity : performance.now() + timeout;
     this.#keepsTimer = again;
     this.#setTimer();
     return new Promise<void>((resolve) => {
       this.#resolve = resolve;
       if (!this.#rested) this.#noteRest(resolve);
-    }).then(this.#poll); // What completes at the same time as the socket that ends this wait is seen there too.
+    }).then(again ? this.#poll : this.#pollByHand); // What completes at the same time as the socket is seen there too.
   }
 
   readonly #poll = () => this.poll();
+  // A loop sees to it that Deno turns. By hand, what is ready at once each time would keep everything else waiting.
+  readonly #pollByHand = () => performance.now() - this.#askedAt < SYSTEM_INTERVAL ? this.poll() : this.#platformTurn();
 
   /**
    * Discussion: Deno asks the system what has arrived when it has nothing else to do; kept busy, only in each 61st turn.
@@ -882,8 +880,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket, even one that was closed and is still delivering, and drops what has not left this program. The peer
-   * sees the end of the stream or, if something of its own lay unread, a reset; what it writes after that fails. (With TLS
-   * Deno goes on delivering what it has taken, and over TCP even a peer that is reset reads an end first.)
+   * sees the end of the stream or, if something of its own lay unread, a reset; soon its writes
+   * fail. (With TLS Deno goes on delivering what it has taken, and over TCP even a peer that is reset reads an end first.)
    */
   abort(): void {
     this._shut();
@@ -1455,7 +1453,7 @@ const denoNetwork: Network = {
     const theirs = options.transport === "unix" ? undefined : options.signal;
     const { hostname = "127.0.0.1", port, path } = options as { hostname?: string; port?: number; path?: string };
     const where = options.transport === "unix" ? path : `${hostname} port ${port}`;
-    return yield* connected(`connect to ${where}`, theirs, function connect(ours) {
+    return yield* attempt(`connect to ${where}`, theirs, function connect(ours) {
       return dial(options as Deno.ConnectOptions, ours, theirs);
     });
   },
@@ -1465,7 +1463,7 @@ const denoNetwork: Network = {
     checkPort("connect to", options.port, 1);
     checkTlsOptions(options);
     const { hostname = "127.0.0.1", port } = options;
-    return yield* connected(`connect to ${hostname} port ${port}`, undefined, function connectTls(signal) {
+    return yield* attempt(`connect to ${hostname} port ${port}`, undefined, function connectTls(signal) {
       return shakeHands(dialTls(options, signal), signal);
     });
   },
@@ -1554,7 +1552,7 @@ const DENO_ERRORS = new Set<unknown>([Error, ...Object.values(Deno.errors)]);
  * Waits for the connection that `begin` begins. An error of Deno's says neither where to, nor is a line of the program on its
  * stack: so one of the same class says it, with Deno's as its cause. What a `signal` was aborted with stays as it is.
  */
-function* connected(
+function* attempt(
   what: string,
   signal: AbortSignal | undefined,
   begin: (signal: AbortSignal) => Promise<Deno.Conn>,
@@ -1697,7 +1695,7 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
  * @throws {RangeError} If the port is not one from 1 to 65535.
  * @throws {TypeError} If the transport is neither TCP nor a Unix path.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
- * @throws {Deno.errors.WouldBlock} If who listens on that Unix path has as many waiting as the system allows.
+ * @throws {Deno.errors.WouldBlock} If the backlog of the listener on that Unix path is full.
  *
  * @example
  * ```ts
@@ -1747,7 +1745,7 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
   checkTlsOptions(options);
   const plain = yield* sock._surrender();
   try {
-    return yield* connected(`start TLS on ${sock}`, undefined, function startTls(signal) {
+    return yield* attempt(`start TLS on ${sock}`, undefined, function startTls(signal) {
       return shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal);
     });
   } catch (error) {

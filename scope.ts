@@ -208,7 +208,7 @@ export class TaskGroup {
     checkBody("group.start", body);
     this.#checkOpen();
     let said: { value: V } | null = null;
-    let waits = true; // and throws the task's error, if it fails before it has said so
+    let waits = true; // Whether somebody is here to throw the error of a task that fails before it has said so.
     let task: Task | null = null;
     const lot = new ParkingLot("a task to say that it has started");
     task = this.#start(
@@ -236,7 +236,7 @@ export class TaskGroup {
       throw error;
     } finally {
       waits = false;
-      if (!said) task.cancel(); // If this wait was ended by force; otherwise it has ended.
+      if (!said) task.cancel(); // Only if this wait was ended by force does the task still live.
     }
     if (said) return (said as { value: V }).value;
     // Cancelled with its group, or from further out, it takes along who is in there too, though in a shield.

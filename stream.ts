@@ -534,9 +534,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     const writables = this.#writables ??= new WeakMap();
     const known = writables.get(loop);
     if (known) return known;
-    const run = async (begin: () => Coroutine<void>) => {
+    const run = async (coro: Coroutine<void>) => {
       try {
-        await loop.createTask(begin(), { name: `writable of ${this}` });
+        await loop.createTask(coro, { name: `writable of ${this}` });
       } catch (error) {
         // Refused, it has sent nothing; after half a chunk there must be no next one.
         const refused = error instanceof BusyError || error instanceof TypeError;
@@ -547,8 +547,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     const writable = new WritableStream({
       // A web stream calls `abort` only after the write under way; one to a peer that does not read never ends.
       start: ({ signal }) => signal.addEventListener("abort", () => this.abort()),
-      write: (chunk) => run(() => this.write(chunk)),
-      close: () => run(() => this.closeWrite()),
+      write: (chunk) => run(this.write(chunk)),
+      close: () => run(this.closeWrite()),
     });
     writables.set(loop, writable);
     return writable;

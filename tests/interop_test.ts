@@ -499,6 +499,10 @@ Deno.test("a task local is inherited by a task of another loop, too", async () =
     })());
     yield* until(other.runForever());
     assertEquals(child.result(), "main");
+    function* main(): Coroutine<string> {
+      return user.get();
+    }
+    assertEquals(yield* until(other.run(main())), "main");
   });
 });
 

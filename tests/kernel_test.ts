@@ -2084,28 +2084,66 @@ Deno.test("K17 a handler that wakes twice, wakes and throws, or wakes what it ta
   ]);
 });
 
-Deno.test("K17 a start that is async fails its op when it rejects; so does nothing else that does", async () => {
+Deno.test("K17 a start that is async fails its op when it rejects; what rejects otherwise is reported", async () => {
   const errors: Simulation["errors"] = [];
   await simulate(function* ({ loop }) {
     const early = new Error("early");
-    const late = new Error("late");
-    loop.addOp("fail", { start: () => Promise.reject(early) as never, cancel() {} });
-    loop.addOp("wake_and_fail", {
-      start(task) {
-        loop.wake(task);
-        return Promise.reject(late) as never;
+    loop.addOp("fail", {
+      async start() {
+        await null;
+        throw early;
       },
       cancel() {},
     });
-    loop.addOp("fail_in_cancel", { start() {}, cancel: () => Promise.reject(new Error("cancel")) as never });
-    function* ask(name: string): Coroutine {
+    loop.addOp("wake_and_fail", {
+      async start(task) {
+        loop.wake(task);
+        await platformTurn();
+        throw new Error("late");
+      },
+      cancel() {},
+    });
+    loop.addOp("fail_in_cancel", {
+      start() {},
+      async cancel() {
+        await null;
+        throw new Error("cancel");
+      },
+    });
+    function* request(name: string): Coroutine {
       yield [name];
     }
-    assertStrictEquals(yield* thrownBy(ask("fail")), early);
-    yield* ask("wake_and_fail");
-    yield* moveOnAfter(1, ask("fail_in_cancel"));
+    assertStrictEquals(yield* thrownBy(request("fail")), early);
+    yield* request("wake_and_fail");
+    yield* until(platformTurn().then(platformTurn));
+    yield* moveOnAfter(1, request("fail_in_cancel"));
   }, { errors });
   assertEquals(errors.map(({ error }) => (error as Error).message), ["late", "cancel"]);
+});
+
+Deno.test("K17 what an async start rejects with after its cancel is ignored, also by the next wait for the same op", async () => {
+  await simulate(function* ({ loop }) {
+    const started: PromiseWithResolvers<void>[] = [];
+    const waiting: Task[] = [];
+    loop.addOp("wait", {
+      start(task) {
+        waiting.push(task);
+        started.push(Promise.withResolvers());
+        return started.at(-1)!.promise as never; // as an async function does
+      },
+      cancel() {},
+    });
+    const op: Op = ["wait"];
+    function* wait(): Coroutine<string> {
+      return yield op;
+    }
+    assertEquals(yield* moveOnAfter(1, wait()), undefined);
+    setImmediate(() => {
+      started[0].reject(new Error("the first"));
+      setImmediate(() => loop.wake(waiting[1], "the second"));
+    });
+    assertEquals(yield* wait(), "the second");
+  });
 });
 
 // ---- The rooms ---------------------------------------------------------------------------------------------------
@@ -2378,6 +2416,7 @@ Deno.test("K6 what cannot be an option, a callback or a coroutine is refused whe
     TypeError,
     "with the network 5: it needs functions such as listen",
   );
+  assertThrows(() => new Loop({ network: {} as never }), TypeError, "it needs functions such as listen");
   assertThrows(() => new Loop({ selector: null as never }), TypeError, "it needs the function select");
   const { loop } = simulation();
   const task = loop.createTask(sleep(1));

@@ -858,6 +858,8 @@ Deno.test(
         assertInstanceOf(error.cause, Deno.errors.ConnectionRefused);
         assertEquals((error as { code?: string }).code, "ECONNREFUSED");
       }
+      const astray = { hostname: "127.0.0.1", port, path: "/index.html" };
+      assertStringIncludes((yield* thrownBy(connect(astray))).message, `connect to 127.0.0.1 port ${port}: `);
     }),
 );
 

@@ -809,6 +809,20 @@ Deno.test("N3 a writable that was refused, as another task was writing, or given
   });
 });
 
+Deno.test("C7 a writable that failed in the middle of a chunk stays so: nothing may follow half of it", async () => {
+  await simulate(function* ({ loop }) {
+    const [left, right] = socketPair();
+    const stream = new Stream(left);
+    const writing = stream.writable.getWriter().write(new Uint8Array(500_000)).catch((error) => error);
+    yield* sleep(1);
+    for (const task of loop.tasks) if (task.name.startsWith("writable")) task.cancel();
+    yield* until(writing);
+    yield* thrown(TypeError, until(async () => await stream.writable.getWriter().write("next"))); // It is locked for good.
+    left.abort();
+    right.abort();
+  });
+});
+
 Deno.test("N15 a web stream that fails, or outlives its loop, leaves no unhandled rejection", async () => {
   let late!: ReadableStream<Uint8Array>;
   await run(function* () {
