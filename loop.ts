@@ -2133,7 +2133,10 @@ export class ParkingLot<T = void> {
 // The world around the kernel
 // -------------------------------------
 
-/** Something a selector can watch. What else it can do is between the selector and the sockets of its network. */
+/**
+ * Something a selector can watch. What else it can do is between the selector and the sockets of its network. Messages call
+ * it what its `toString` says.
+ */
 export interface Selectable {
   /** A small number that stays the same as long as the socket lives, for messages and traces. */
   readonly id: number;
@@ -2157,34 +2160,44 @@ export const EVENT_READ = 1;
 export const EVENT_WRITE = 2;
 
 /**
- * Tells which sockets are ready. `DefaultSelector` is one over the platform's promises. One socket may be watched under two
- * keys, where a task waits to read it and another to write it.
+ * Tells which sockets are ready. `DefaultSelector` is one over the platform's promises. It is level-triggered: it reports
+ * what is ready each time until that is unregistered, and never after. One socket may be watched under two keys, where a
+ * task waits to read it and another to write it.
  */
 export interface Selector {
-  /** Watches `fileobj` for `events`; `data` comes back with the key. */
+  /**
+   * Watches `fileobj` for `events`; `data` comes back with the key. Throws `TypeError` for what it cannot watch,
+   * {@linkcode BusyError} if one of `events` is watched already, {@linkcode ClosedError} if `fileobj` is closed. A listener
+   * can be watched for `EVENT_WRITE` too: it is ready for that once it is closed, and not before.
+   */
   register(fileobj: Selectable, events: number, data?: unknown): void;
   /** Ends the watch; given `events`, only for those. */
   unregister(fileobj: Selectable, events?: number): void;
   /**
    * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what. What
    * has been closed counts as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select`
-   * or a `wakeup` will follow: the timer set for this one may be kept until then.
+   * or a `wakeup` will follow: the timer set for this one may be kept until then. It may return early, with nothing; but if
+   * the clock has not moved meanwhile and all tasks wait for each other, that is a deadlock. What it rejects with ends the
+   * run.
    */
   select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
-  /** Whether `fileobj` is ready for `event`, and nobody watches it for that. Without it the loop registers and polls. */
+  /** Whether `fileobj`, open, is ready for `event`, and nobody watches it for that. Without it the loop watches and polls. */
   isReady?(fileobj: Selectable, event: number): boolean;
   /** What is ready, at once. Without it the loop uses `select(0)`. */
   poll?(): [SelectorKey, number][];
   /**
    * Makes a `select` under way return; with none under way, lets go of what is kept for the next. Without it the loop
-   * leaves that `select` alone, and starts another.
+   * starts another `select`, and drops what that one brings: it must not move a virtual clock any more.
    */
   wakeup?(): void;
-  /** Lets go of everything the selector holds. */
+  /** Lets go of everything the selector holds. For whoever made it: a loop never closes its selector. */
   close(): void;
 }
 
-/** Tells the time. */
+/**
+ * Tells the time. A virtual clock is moved on by its selector, in `select`, which is where the loop sleeps. As long as a task
+ * is ready it does not sleep: a deadline around one that never waits passes only if `poll` moves the clock too.
+ */
 export interface Clock {
   /** Milliseconds since some fixed moment; never goes back. */
   now(): number;
@@ -2195,13 +2208,16 @@ export type Addr =
   | { transport: "tcp" | "udp"; hostname: string; port: number }
   | { transport: "unix" | "unixpacket"; path: string };
 
-/** What the loop needs of a connected socket; `B` is the kind of array that it hands out. */
+/**
+ * What the loop needs of a connected socket; `B` is the kind of array that it hands out. What would have to wait throws
+ * {@linkcode WouldBlock}, as {@linkcode ListenerLike.accept} does; what has been closed, {@linkcode ClosedError}.
+ */
 export interface SocketLike<B extends Uint8Array = Uint8Array> extends Selectable {
-  /** Takes at most `maxBytes` of what has arrived; empty at end of stream. */
+  /** Takes at most `maxBytes` of what has arrived; empty at end of stream. The array is the caller's for good. */
   recv(maxBytes: number): B;
   /** Moves what has arrived into `buffer` and says how much; 0 at end of stream. */
   recvInto(buffer: Uint8Array): number;
-  /** Takes what fits of `data` and says how much. */
+  /** Copies what fits of `data` and says how much: at least one byte, if there are any. */
   send(data: Uint8Array): number;
   /** Set by the loop as long as a task is in `sockSendall`, between its waits too. */
   sending?: boolean;
@@ -2225,11 +2241,18 @@ export interface ListenerLike<S extends SocketLike = SocketLike, A extends Addr 
   accept(): [S, A];
 }
 
-/** Makes the sockets of a loop's tasks. Options are those of `net.ts`'s functions of the same names. */
+/**
+ * Makes the sockets of a loop's tasks. Options are those of `net.ts`'s functions of the same names, and programs take what is
+ * made for what those return: besides what the loop needs it has whatever they use of `Listener` and `Socket`, such as
+ * `addr`, `remoteAddr`, `close()`, `closeWrite()` and `[Symbol.dispose]()`.
+ */
 export interface Network {
   /** Opens a listening socket. */
   listen(options: any): ListenerLike;
-  /** Opens a connected socket. */
+  /**
+   * Opens a connected socket, or throws what the platform would. Cancelled, it leaves nothing open. It may wait in any way but
+   * `park`: where all tasks are parked, the loop sees a deadlock.
+   */
   connect(options: any): Coroutine<SocketLike>;
   /** Opens a listening socket for TLS. */
   listenTls?(options: any): ListenerLike;

@@ -41,7 +41,6 @@ import {
   park,
   ParkingLot,
   runningLoop,
-  sleep,
   type SocketLike,
   type Task,
   TaskError,
@@ -600,7 +599,12 @@ const ACCEPT_BACKOFF = 100;
 /** Long enough to finish what is under way, short enough for nobody to think that the program hangs. */
 const DRAIN_TIMEOUT = 1000;
 
-/** What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. */
+/**
+ * What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. Errors of its `accept` are
+ * told apart by their `name`: `ConnectionReset`, `ConnectionAborted` and `NotConnected` are a client that was gone before it
+ * was accepted; `BadResource`, `TypeError`, `RangeError` and `ReferenceError` end the server; all others are reported, and it
+ * tries again after 100 milliseconds.
+ */
 export interface ServeListener<S extends StreamSocket = StreamSocket, A extends Addr = Addr>
   extends ListenerLike<S, A> {
   /** The address it listens on. */
@@ -766,7 +770,7 @@ class Server<S extends StreamSocket, A extends Addr> {
 
   *#accept(loop: Loop, handlers: CancelScope): Coroutine<void> {
     for (;;) {
-      // A listener is never writable, so this wait ends when it is closed, and leaves its connections alone.
+      // A listener is never writable, so `writeWait` ends when it is closed, and leaves its connections alone.
       while (this.#isFull) yield* race([this.#someRoom(), writeWait(this.#listener)]);
       try {
         const [sock, addr] = yield* loop.sockAccept(this.#listener);
@@ -780,7 +784,7 @@ class Server<S extends StreamSocket, A extends Addr> {
         if (GONE.has(name)) continue;
         withoutStack(error);
         this.#report(error, currentTask());
-        yield* sleep(ACCEPT_BACKOFF);
+        yield* moveOnAfter(ACCEPT_BACKOFF, writeWait(this.#listener)); // Closed meanwhile, it ends the server at once.
       }
     }
   }

@@ -66,7 +66,7 @@ class FakeListener extends FakeSocket implements ServeListener<PieceSocket> {
 
   close(): void {
     this.closed = true;
-    this.ready = EVENT_READ;
+    this.ready = EVENT_READ | EVENT_WRITE;
   }
 
   override toString(): string {
@@ -652,6 +652,17 @@ Deno.test("N10 cancel ends the back-off", async () => {
     server.cancel();
     yield* server.wait();
     assertEquals(sim.loop.time(), 10);
+  });
+});
+
+Deno.test("N10 closing the listener ends the back-off", async () => {
+  await serving(forever, { drainTimeout: 5 }, function* ({ listener, server, reports, sim }) {
+    const wrong = emfile();
+    listener.push(wrong);
+    yield* sleep(10);
+    listener.close();
+    yield* server.wait();
+    assertEquals([reports, sim.loop.time()], [[{ error: wrong, addr: undefined }], 10]);
   });
 });
 
