@@ -12,6 +12,7 @@ import {
   ClosedError,
   connect,
   type Coroutine,
+  failAfter,
   listen,
   Loop,
   moveOnAfter,
@@ -547,6 +548,36 @@ test("P5 transferred memory is moved, not copied", {}, async () => {
     const bytes = new Uint8Array([1, 2, 3]);
     const sum = yield* runInWorker((bytes: Uint8Array) => bytes[0] + bytes[2], [bytes], { transfer: [bytes.buffer] });
     assertEquals([sum, bytes.length], [4, 0]);
+  });
+});
+
+test(
+  "P3 a port among the arguments is the web's own, as they were not searched for it",
+  {},
+  async () => {
+    await run(function* () {
+      const { port1, port2 } = new MessageChannel();
+      const heard = new Promise<MessageEvent>((resolve) => port1.onmessage = resolve);
+      const isWebs = (port: MessagePort) => {
+        port.postMessage("hello");
+        return port instanceof MessagePort && !("on" in port);
+      };
+      assert(yield* runInWorker(isWebs, [port2], { transfer: [port2] }));
+      assertEquals((yield* until(heard)).data, "hello");
+      port1.close();
+    });
+  },
+);
+
+test("P4 arguments that do not get through are an error of the run, and the thread goes on", {}, async () => {
+  await run(function* () {
+    using pool = new WorkerPool(1);
+    const kind = (value: unknown) => typeof value;
+    let deep = {};
+    for (let depth = 1; depth < 3200; depth++) deep = { deep }; // The one side can write that, the other cannot read it.
+    const error = yield* thrownBy(failAfter(5000, pool.run(kind, [deep])));
+    assertEquals([error.name, error.message.slice(0, 22)], ["Error", "Cannot run in a worker"]);
+    assertEquals([yield* pool.run(kind, [1]), pool.idle], ["number", 1]);
   });
 });
 
