@@ -465,7 +465,7 @@ export interface Connection {
   readonly remoteAddr: Addr;
   /** Resolves to the number of bytes it has put into `buffer`; null at end of stream. */
   read(buffer: Uint8Array): Promise<number | null>;
-  /** Resolves to the number of bytes of `data` it has taken. */
+  /** Resolves to the number of bytes of `data` it has taken: at least one. */
   write(data: Uint8Array): Promise<number>;
   /** Ends our side of the stream. */
   closeWrite(): Promise<void>;
@@ -504,7 +504,7 @@ let scrap: Uint8Array | null = null;
  */
 export class Socket extends Pollable implements SocketLike {
   readonly #conn: Connection;
-  /** Whether a task is in `sockSendall`: set by the loop. */
+  /** Whether a task is in `sockSendall` (set by the loop), or waits in `closeWrite`: no other may send. */
   sending = false;
 
   // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read is started only when none
@@ -530,8 +530,11 @@ export class Socket extends Pollable implements SocketLike {
   #leavingTo = 0;
   #waiting: Uint8Array<ArrayBuffer> | null = null;
   #waitingLength = 0;
-  #writeEnded = false;
+  /** The end of our side, under way or done. */
+  #writeEnd: Promise<void> | null = null;
   #writeError: unknown = null;
+  /** How many tasks wait in `#flush`, and for what. */
+  #flushing = 0;
   #flushed: PromiseWithResolvers<void> | null = null;
   /** Rejects when it is closed; for whoever waits in `#until`. */
   #closing: PromiseWithResolvers<never> | null = null;
@@ -705,7 +708,7 @@ export class Socket extends Pollable implements SocketLike {
     this._check("send on");
     checkBytes("send", data);
     if (this.#writeError !== null) throw this.#writeError;
-    if (this.#writeEnded) throw new Deno.errors.BrokenPipe(`Cannot send on ${this}: its write side was closed`);
+    if (this.#writeEnd) throw new Deno.errors.BrokenPipe(`Cannot send on ${this}: its write side was closed`);
     if (data.length === 0) return 0;
     const room = SEND_MAX - this.#waitingLength;
     if (room === 0) throw new WouldBlock(`Cannot send on ${this}: it holds ${SEND_MAX} bytes that have not left yet`);
@@ -775,32 +778,38 @@ export class Socket extends Pollable implements SocketLike {
     this.#flushed = null;
   }
 
-  /** Waits until nothing that was sent is still here. */
+  /** Waits until nothing that was sent is still here. Meanwhile no other task may send. */
   *#flush(what: string): Coroutine<void> {
-    while (true) {
-      this._check(what);
-      if (this.sending) throw new BusyError(`Cannot ${what} ${this}: another task is still sending on it`);
-      if (this.#writeError !== null) throw this.#writeError;
-      if (this.#leaving === null) return;
-      this.#flushed ??= Promise.withResolvers<void>();
-      yield* until(this.#flushed.promise);
+    this._check(what);
+    if (this.sending && this.#flushing === 0) {
+      throw new BusyError(`Cannot ${what} ${this}: another task is still sending on it`);
+    }
+    this.sending = true;
+    this.#flushing++;
+    try {
+      while (true) {
+        if (this.#writeError !== null) throw this.#writeError;
+        if (this.#leaving === null) return;
+        this.#flushed ??= Promise.withResolvers<void>();
+        yield* until(this.#flushed.promise);
+        this._check(what);
+      }
+    } finally {
+      this.sending = --this.#flushing > 0;
     }
   }
 
   /**
-   * Waits until everything sent has left, then ends our side of the stream: the peer sees its end, and can still send.
+   * Waits until everything sent has left, then ends our side of the stream: the peer sees its end, and can still send. While
+   * it waits, the `sockSendall` of another task is refused.
    *
    * @throws {BusyError} If another task is still in `sockSendall`.
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
   *closeWrite(): Coroutine<void> {
     this._check("close the write side of");
-    if (!this.#writeEnded) yield* this.#flush("close the write side of");
-    if (this.#writeEnded) return;
-    yield* this.#until("close the write side of", () => {
-      this.#writeEnded = true;
-      return this.#conn.closeWrite();
-    });
+    if (!this.#writeEnd) yield* this.#flush("close the write side of");
+    yield* this.#until("close the write side of", () => this.#writeEnd ??= this.#conn.closeWrite());
   }
 
   // ---- Settings ---------------------
@@ -872,7 +881,7 @@ export class Socket extends Pollable implements SocketLike {
     if (this.closed) return;
     const unread = this.#to > this.#from;
     this._shut();
-    if (this.#leavingTo === 0 && !this.#writeEnded) return this.#end(); // Nothing was ever sent, not even an end.
+    if (this.#leavingTo === 0 && !this.#writeEnd) return this.#end(); // Nothing was ever sent, not even an end.
     if (this.#leaving === null && !unread) return this.#endIfSilent();
     this.#lingerTimer = setTimeout(() => this.#end(), LINGER);
     this.#linger();
@@ -909,9 +918,9 @@ export class Socket extends Pollable implements SocketLike {
     const broken = this.#readError !== null || this.#writeError !== null;
     if (broken || (this.#eof && this.#leaving === null)) return this.#end();
     if (!this.#eof && !this.#reading) this.#readInto(scrap ??= new Uint8Array(READ_MAX));
-    if (this.#leaving !== null || this.#writeEnded) return;
-    this.#writeEnded = true;
-    this.#conn.closeWrite().catch(() => this.#end());
+    if (this.#leaving !== null || this.#writeEnd) return;
+    this.#writeEnd = this.#conn.closeWrite();
+    this.#writeEnd.catch(() => this.#end());
   }
 
   /**
@@ -958,7 +967,7 @@ export class Socket extends Pollable implements SocketLike {
     if (this.#conn.handshake) throw new TypeError(`Cannot ${what} ${this}: it has TLS already`);
     if (this.remoteAddr.transport !== "tcp") throw new TypeError(`Cannot ${what} ${this}: it is not a TCP socket`);
     yield* this.#flush(what);
-    if (this.#writeEnded) throw new Deno.errors.BrokenPipe(`Cannot ${what} ${this}: its write side was closed`);
+    if (this.#writeEnd) throw new Deno.errors.BrokenPipe(`Cannot ${what} ${this}: its write side was closed`);
     if (this.#eof) throw new Deno.errors.UnexpectedEof(`Cannot ${what} ${this}: its stream has ended`);
     if (isWatched(this._readKey) || isWatched(this._writeKey)) {
       throw new BusyError(`Cannot ${what} ${this}: a task is waiting on it`);
@@ -1073,8 +1082,8 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   }
 
   /**
-   * Stops listening. Whoever waits on it gets {@linkcode ClosedError}. The port is free for another listener after one turn
-   * of Deno's event loop. Closing twice is fine.
+   * Stops listening. Whoever waits on it gets {@linkcode ClosedError}. The port is free for another listener a little later,
+   * after a `sleep(1)`. Closing twice is fine.
    */
   close(): void {
     if (this.closed) return;
@@ -1090,13 +1099,13 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
 // -------------------------------------
 
 /** What a {@linkcode DatagramSocket} needs of the one below it. `Deno.DatagramConn` has it. */
-export interface DatagramConnection {
+export interface DatagramConnection<A extends Addr = Addr> {
   /** Our address. */
-  readonly addr: Addr;
+  readonly addr: A;
   /** Resolves to the next datagram, of which no more than fits is put into `buffer`, and its sender. */
-  receive(buffer: Uint8Array): Promise<[Uint8Array, Addr]>;
+  receive(buffer: Uint8Array): Promise<[Uint8Array, A]>;
   /** Resolves to the number of bytes sent. */
-  send(data: Uint8Array, addr: Addr): Promise<number>;
+  send(data: Uint8Array, addr: A): Promise<number>;
   /** Ends it; what is pending rejects. */
   close(): void;
   /** What is under way keeps the program from ending, as it does from the beginning... */
@@ -1106,29 +1115,29 @@ export interface DatagramConnection {
 }
 
 /**
- * A socket for datagrams. It holds one that has arrived and one that is leaving; the system queues, and drops, the others.
+ * A socket for datagrams, between addresses of kind `A`. It holds one that has arrived and one that is leaving; the system queues, and drops, the others.
  * To wait, a task uses `loop.sockRecvfrom` and `loop.sockSendto`.
  */
-export class DatagramSocket extends Pollable implements DatagramLike {
-  readonly #conn: DatagramConnection;
+export class DatagramSocket<A extends Addr = Addr> extends Pollable implements DatagramLike<A> {
+  readonly #conn: DatagramConnection<A>;
   /** Whether a task is in `sockSendto`: set by the loop. */
   sending = false;
   #buffer: Uint8Array | null = null;
   #receiving = false;
-  #received: [Uint8Array, Addr] | null = null;
+  #received: [Uint8Array, A] | null = null;
   #receiveError: unknown = null;
   #leaving: Uint8Array<ArrayBuffer> | null = null;
   #sent = 0;
   #sendError: unknown = null;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
-  constructor(conn: DatagramConnection) {
+  constructor(conn: DatagramConnection<A>) {
     super();
     this.#conn = conn;
   }
 
   /** Our address; `addr.port` is the real one if port 0 was asked for. */
-  get addr(): Addr {
+  get addr(): A {
     return this.#conn.addr;
   }
   /** What it is called in messages. */
@@ -1152,11 +1161,11 @@ export class DatagramSocket extends Pollable implements DatagramLike {
   }
 
   /** @ignore */
-  override get _underWay(): DatagramConnection | null {
+  override get _underWay(): DatagramConnection<A> | null {
     return this.#receiving ? this.#conn : null;
   }
 
-  #onReceived(received: [Uint8Array, Addr] | null, error: unknown): void {
+  #onReceived(received: [Uint8Array, A] | null, error: unknown): void {
     this.#receiving = false;
     if (this.closed) return;
     this.#received = received;
@@ -1171,7 +1180,7 @@ export class DatagramSocket extends Pollable implements DatagramLike {
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
    * @throws {ClosedError} If the socket is closed.
    */
-  recvfrom(maxBytes: number): [Uint8Array, Addr] {
+  recvfrom(maxBytes: number): [Uint8Array, A] {
     this._check("recv on");
     checkMaxBytes(maxBytes);
     const error = this.#receiveError;
@@ -1189,10 +1198,11 @@ export class DatagramSocket extends Pollable implements DatagramLike {
    *
    * @throws {WouldBlock} If the one before has not left yet.
    * @throws {TypeError} If `data` is not a `Uint8Array`, or `addr` not an address.
-   * @throws {RangeError} If `data` is longer than any datagram can be, or the port of `addr` is not one from 1 to 65535.
+   * @throws {RangeError} If `data` is longer than 65536 bytes, or the port of `addr` is not one from 1 to 65535. (What the
+   * system finds too long, {@linkcode sent} tells.)
    * @throws {ClosedError} If the socket is closed.
    */
-  sendto(data: Uint8Array, addr: Addr): number {
+  sendto(data: Uint8Array, addr: A): number {
     this._check("send on");
     checkBytes("send", data);
     checkReceiver(addr, this.addr);
@@ -1352,8 +1362,8 @@ class PairConnection implements Connection {
 }
 
 /**
- * Makes two sockets that are connected in memory: for tests, and between tasks. They need no permission, and behave as those
- * of the network do, end of stream, back-pressure and resets included.
+ * Makes two sockets that are connected in memory: for tests, and between tasks. They need no permission, and behave as
+ * those on a Unix path do, end of stream, back-pressure and resets included.
  *
  * @example
  * ```ts
@@ -1695,6 +1705,7 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
  * @throws {RangeError} If the port is not one from 1 to 65535.
  * @throws {TypeError} If the transport is neither TCP nor a Unix path.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
+ * @throws {Deno.errors.NotCapable} If the program has no permission (`--allow-net`).
  * @throws {Deno.errors.WouldBlock} If the backlog of the listener on that Unix path is full.
  *
  * @example
@@ -1761,8 +1772,8 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
  * @throws {Deno.errors.AddrInUse} If another socket receives there.
  * @throws {Deno.errors.NotSupported} If Deno runs without `--unstable-net`.
  */
-export function datagram(options: DatagramOptions): DatagramSocket {
-  return optional("datagram")(options) as DatagramSocket;
+export function datagram(options: DatagramOptions): DatagramSocket<Addr & { transport: "udp" }> {
+  return optional("datagram")(options) as DatagramSocket<Addr & { transport: "udp" }>;
 }
 
 setDefaultWorld({

@@ -14,6 +14,7 @@ import {
   type ConnectionListener,
   connectTls,
   type Coroutine,
+  currentTask,
   datagram,
   DefaultSelector,
   EVENT_READ,
@@ -867,6 +868,21 @@ Deno.test("N5 two tasks that wait for the same flush are both told", async () =>
   assert(conn.writeEnded);
   sock.close();
   conn.reads.shift()?.resolve(null);
+});
+
+Deno.test("N2 closeWrite returns when the side has ended, to the second who waits too", async () => {
+  const { conn, sock } = fake();
+  const ended = Promise.withResolvers<void>();
+  conn.closeWrite = () => ended.promise;
+  await new Loop().run((function* (): Coroutine {
+    const { loop } = currentTask();
+    const tasks = [loop.createTask(sock.closeWrite()), loop.createTask(sock.closeWrite())];
+    for (let i = 0; i < 5; i++) yield* checkpoint();
+    assertEquals(tasks.map((task) => task.done), [false, false]);
+    ended.resolve();
+    for (const task of tasks) yield* failAfter(1000, task.join());
+  })());
+  sock.abort();
 });
 
 Deno.test("N5 a closed socket whose read fails lets go at once, what is unsent too", async () => {

@@ -231,6 +231,16 @@ battery("N2 closeWrite while another task is sending is refused", function* ({ l
   yield* client.closeWrite();
 });
 
+battery("N2 while a task waits in closeWrite another may not send, and the first goes on", function* (scene) {
+  const { loop, client, server } = scene;
+  const sent = yield* fill(client);
+  const ending = loop.createTask(client.closeWrite());
+  yield* settle();
+  assertInstanceOf(yield* thrownBy(failAfter(1000, loop.sockSendall(client, pattern(MB)))), BusyError);
+  assertEquals((yield* readAll(loop, server)).length, sent);
+  yield* ending.join();
+});
+
 /** Sends until nothing more goes: the peer does not read. Says how many bytes that were. */
 function* fill(sock: Socket): Coroutine<number> {
   const data = new Uint8Array(65536);
