@@ -366,7 +366,8 @@ export class Loop {
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
-   * @throws {TypeError} If `coro` is not a coroutine, or runs already, or has run.
+   * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before. (One that was only stepped, by hand or by
+   * `yield*`, looks like a new one.)
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
@@ -459,7 +460,7 @@ export class Loop {
 
   /**
    * Makes `runForever` return after the step under way, and `run` reject, unless its `main` has ended. Tasks stay as they
-   * are; a later run goes on with them.
+   * are; a later run goes on with them. Until then a wait for a socket, a signal or a worker still keeps the program going.
    */
   stop(): void {
     this.#stopped = true;
@@ -884,6 +885,7 @@ export class Loop {
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   * @throws What the platform says of a connection that has failed: `ConnectionReset`, for one.
    */
   *sockRecv<B extends Uint8Array>(sock: SocketLike<B>, maxBytes: number): Coroutine<B> {
     if (typeof sock?.recv !== "function") throw noSocket(sock);
@@ -905,6 +907,7 @@ export class Loop {
    * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty.
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   * @throws What the platform says of a connection that has failed, as {@linkcode sockRecv} does.
    */
   *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
     if (typeof sock?.recvInto !== "function") throw noSocket(sock);
@@ -924,9 +927,10 @@ export class Loop {
    * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is
    * cancelled, the error's `bytesSent` says how many were.
    *
-   * @throws {TypeError} If `data` is not a `Uint8Array`.
+   * @throws {TypeError} If `data` is not a `Uint8Array`, or its buffer is transferred or resized meanwhile.
    * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   * @throws What the platform says of a connection that takes nothing any more: `BrokenPipe` or `ConnectionReset`.
    */
   *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
     checkBytes("send", data);
@@ -958,7 +962,7 @@ export class Loop {
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
-  *sockRecvfrom(sock: DatagramLike, maxBytes: number): Coroutine<[Uint8Array, Addr]> {
+  *sockRecvfrom<A extends Addr>(sock: DatagramLike<A>, maxBytes: number): Coroutine<[Uint8Array, A]> {
     if (typeof sock?.recvfrom !== "function") throw noSocket(sock);
     checkMaxBytes(maxBytes);
     for (;;) {
@@ -2219,14 +2223,14 @@ export interface SocketLike<B extends Uint8Array = Uint8Array> extends Selectabl
   recvInto(buffer: Uint8Array): number;
   /** Copies what fits of `data` and says how much: at least one byte, if there are any. */
   send(data: Uint8Array): number;
-  /** Set by the loop as long as a task is in `sockSendall`, between its waits too. */
+  /** Set by the loop as long as a task is in `sockSendall`, between its waits too: nobody else may send. */
   sending?: boolean;
 }
 
-/** What the loop needs of a datagram socket. */
-export interface DatagramLike extends Selectable {
+/** What the loop needs of a datagram socket, whose peers have addresses of kind `A`. */
+export interface DatagramLike<A extends Addr = Addr> extends Selectable {
   /** Takes at most `maxBytes` of the datagram that has arrived, and its sender; the rest of it is lost. */
-  recvfrom(maxBytes: number): [Uint8Array, Addr];
+  recvfrom(maxBytes: number): [Uint8Array, A];
   /** Sends one datagram and says how long it is. */
   sendto(data: Uint8Array, addr: Addr): number;
   /** When it is writable again: how much of the last datagram has left, or throws why it has not. */
@@ -2386,7 +2390,7 @@ export class BusyError extends Error {
 export class DeadlockError extends Error {
   /** The name of the class. */
   override name = "DeadlockError";
-  /** The tasks. When `run` throws this it has cancelled them, and they have ended. */
+  /** The tasks. When `run` throws this it has cancelled them, and they have ended, except in a shield. */
   readonly tasks: Task<any>[];
   /** The op that each of them waited on, in the same order. */
   readonly ops: (Op | null)[];

@@ -81,7 +81,7 @@ export class Event {
 // -------------------------------------
 
 /**
- * A lock. It belongs to the task that acquired it, which alone can release it. After trio's `Lock`.
+ * A lock. It belongs to the task that acquired it; nobody else can release it, except with the guard. After trio's `Lock`.
  *
  * @example
  * ```ts
@@ -668,7 +668,7 @@ class Stack<T> implements QueueItems<T> {
 export class PriorityQueue<T> extends Queue<T> {
   /**
    * Makes a queue of at most `maxsize` items; `compare` is as for `Array.sort`. By default items are ordered by `<`, and
-   * arrays such as `[priority, item]` by their first elements that differ; objects count as equal.
+   * arrays such as `[priority, item]` by their first elements that differ; objects other than dates count as equal.
    *
    * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
    * @throws {TypeError} If `compare` is not a function.
@@ -682,12 +682,18 @@ export class PriorityQueue<T> extends Queue<T> {
 }
 
 function inOrder(a: any, b: any): number {
-  if (!Array.isArray(a) || !Array.isArray(b)) return a < b ? -1 : Number(b < a);
+  if (!Array.isArray(a) || !Array.isArray(b)) return !hasOrder(a) || !hasOrder(b) ? 0 : a < b ? -1 : Number(b < a);
   for (let i = 0; i < a.length && i < b.length; i++) {
     const order = inOrder(a[i], b[i]);
     if (order !== 0) return order;
   }
   return a.length - b.length;
+}
+
+/** An object would be compared by whatever it turns into, or could not be at all. */
+function hasOrder(value: unknown): boolean {
+  return (typeof value !== "object" && typeof value !== "function" && typeof value !== "symbol") ||
+    value instanceof Date;
 }
 
 interface Entry<T> {

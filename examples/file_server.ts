@@ -50,7 +50,7 @@ class HttpError extends Error {
   }
 }
 
-/** Reads the head of a request; null at end of stream. */
+/** Reads the head of a request; null if none comes in time. At end of stream it throws. */
 function* readRequest(stream: Stream): Coroutine<Request | null> {
   const head = yield* moveOnAfter(PATIENCE, stream.readUntil("\r\n\r\n"));
   if (!head) return null;

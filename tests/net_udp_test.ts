@@ -49,6 +49,7 @@ if (flagged) {
     run(function* (loop) {
       using left = datagram(LOCAL);
       using right = datagram(LOCAL);
+      assert(left.addr.port > 0); // As types go it has one.
       for (const word of ["one", "", "three"]) {
         assertEquals(yield* loop.sockSendto(left, bytes(word), right.addr), word.length);
       }

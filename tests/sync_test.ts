@@ -901,6 +901,18 @@ Deno.test("S4 a PriorityQueue orders [priority, item] by the priority, as Python
   ]);
 });
 
+Deno.test("S4 in a PriorityQueue objects and symbols count as equal, whatever they turn into, and dates do not", () => {
+  const items: unknown[] = [new URL("http://b/"), new URL("http://a/"), { __proto__: null }, Symbol("s"), () => 1];
+  for (const wrap of [(item: unknown) => item, (item: unknown) => [1, item]]) {
+    const queue = new PriorityQueue<unknown>();
+    for (const item of items) queue.putNowait(wrap(item));
+    assertEquals(Array.from({ length: 5 }, () => queue.getNowait()), items.map(wrap));
+  }
+  const queue = new PriorityQueue<unknown>();
+  for (const year of [2003, 2001, 2002]) queue.putNowait([new Date(year, 0), year]);
+  assertEquals(Array.from({ length: 3 }, () => (queue.getNowait() as unknown[])[1]), [2001, 2002, 2003]);
+});
+
 Deno.test("S4 a comparison that throws in a put or a get passes the slot or the item on to who waits next", async () => {
   let throws = false;
   const compare = (a: number, b: number) => {
