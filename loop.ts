@@ -1287,13 +1287,15 @@ export class Task<T = any> implements PromiseLike<T> {
   /**
    * The value it has ended with.
    *
-   * @throws Its error, the very object; {@linkcode TaskError} if it was cancelled or has not ended.
+   * @throws Its error, the very object; {@linkcode TaskError} if it was cancelled or has not ended, or if its error is the
+   * `Cancelled` of something else, say of another loop.
    */
   result(): T {
     if (!this.done) throw new TaskError(`Cannot tell the result of ${this}: it has not ended`);
     if (!this._throws) return this._value;
     if (!isCancelled(this._value)) throw this._value; // A bare `Cancelled` would look like the joiner's own.
-    throw new TaskError(`Cannot join ${this}: it was cancelled`, { cause: this._value });
+    const why = this.#cancelled ? "it was cancelled" : "it failed with a Cancelled of something else";
+    throw new TaskError(`Cannot join ${this}: ${why}`, { cause: this._value });
   }
 
   /**

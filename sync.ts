@@ -98,6 +98,10 @@ export class Event {
 export class Lock {
   #owner: Task | null = null;
   readonly #waiters = new ParkingLot("Lock.acquire");
+  /** How often it was acquired. */
+  #holds = 0;
+  /** @ignore Which of these acquisitions the owner's is: what its guard releases. */
+  _hold = 0;
 
   /** Whether a task holds it. */
   get locked(): boolean {
@@ -132,12 +136,10 @@ export class Lock {
         if (!taken) this.#handOver();
       }
     }
-    // The guard stays good while Condition.wait releases the lock and takes it again.
-    let guarded = true;
+    const hold = this._hold = ++this.#holds;
     return {
       [Symbol.dispose]: () => {
-        if (guarded && this.#owner === task) this.#handOver();
-        guarded = false;
+        if (this.#owner === task && this._hold === hold) this.#handOver();
       },
     };
   }
@@ -238,7 +240,8 @@ export class Semaphore {
   }
 
   /**
-   * Gives a slot back: to the task that has waited longest, if there is one.
+   * Gives a slot back: to the task that has waited longest, if there is one. A slot with a guard goes back by that alone:
+   * given back by hand too, it would be another's.
    *
    * @throws {Error} If no slot is taken: `value` is at its `max`.
    */
@@ -322,11 +325,13 @@ export class Condition {
    */
   *wait(): Coroutine<void> {
     this.#check("wait for");
+    const hold = this.#lock._hold;
     this.#lock.release();
     try {
       yield* park(this.#waiters);
     } finally {
       yield* shield(this.#lock.acquire());
+      this.#lock._hold = hold; // The guard stays good.
     }
   }
 

@@ -1214,7 +1214,12 @@ Deno.test("C9 a Cancelled from elsewhere is an error like any other", async () =
     })());
     yield* task.wait();
     assertEquals([task.cancelled, task.error], [false, kept]);
-    assertInstanceOf(yield* thrownBy(() => task.join()), TaskError);
+    const error = yield* thrownBy(() => task.join());
+    assertInstanceOf(error, TaskError);
+    assertEquals([error.message, error.cause], [
+      `Cannot join ${task}: it failed with a Cancelled of something else`,
+      kept,
+    ]);
   }, { errors });
   assertEquals(errors.length, 1);
 });

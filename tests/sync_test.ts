@@ -257,6 +257,13 @@ Deno.test("S2 a guard releases once, and never what another task holds", async (
     guard[Symbol.dispose](); // It has done its work long ago.
     assert(lock.held);
     lock.release();
+    const early = yield* lock.acquire();
+    lock.release();
+    const late = yield* lock.acquire();
+    early[Symbol.dispose](); // What it was for was given back by hand.
+    assert(lock.held);
+    late[Symbol.dispose]();
+    assertFalse(lock.locked);
     const semaphore = new Semaphore(1);
     const slot = yield* semaphore.acquire();
     slot[Symbol.dispose]();
