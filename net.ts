@@ -1115,8 +1115,8 @@ export interface DatagramConnection<A extends Addr = Addr> {
 }
 
 /**
- * A socket for datagrams, between addresses of kind `A`. It holds one that has arrived and one that is leaving; the system queues, and drops, the others.
- * To wait, a task uses `loop.sockRecvfrom` and `loop.sockSendto`.
+ * A socket for datagrams, between addresses of kind `A`. It holds one that has arrived and one that is leaving; the system
+ * queues, and drops, the others. To wait, a task uses `loop.sockRecvfrom` and `loop.sockSendto`.
  */
 export class DatagramSocket<A extends Addr = Addr> extends Pollable implements DatagramLike<A> {
   readonly #conn: DatagramConnection<A>;

@@ -655,7 +655,7 @@ function serveJobs(require: any, key: string): void {
 
   process.on("uncaughtException", (error: unknown) => tell(error, true));
   process.on("unhandledRejection", (error: unknown) => tell(error, true));
-  // Not `port.on`: in Deno that searches all that arrives for ports, each element of an array too, a second long in 5 MB.
+  // Not `port.on`: in Deno that searches all that arrives for ports, each element of an array too: a second for 5 MB.
   port.addEventListener("message", async ({ data: request }: MessageEvent<Request>) => {
     try {
       const work = await find(request);

@@ -687,7 +687,10 @@ export class PriorityQueue<T> extends Queue<T> {
 }
 
 function inOrder(a: any, b: any): number {
-  if (!Array.isArray(a) || !Array.isArray(b)) return !hasOrder(a) || !hasOrder(b) ? 0 : a < b ? -1 : Number(b < a);
+  if (!Array.isArray(a) || !Array.isArray(b)) {
+    if (!hasOrder(a) || !hasOrder(b)) return 0;
+    return a < b ? -1 : Number(b < a);
+  }
   for (let i = 0; i < a.length && i < b.length; i++) {
     const order = inOrder(a[i], b[i]);
     if (order !== 0) return order;
@@ -697,8 +700,7 @@ function inOrder(a: any, b: any): number {
 
 /** An object would be compared by whatever it turns into, or could not be at all. */
 function hasOrder(value: unknown): boolean {
-  return (typeof value !== "object" && typeof value !== "function" && typeof value !== "symbol") ||
-    value instanceof Date;
+  return value instanceof Date || !["object", "function", "symbol"].includes(typeof value);
 }
 
 interface Entry<T> {
