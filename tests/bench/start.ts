@@ -11,6 +11,8 @@ import { add, BASE, onDeno, OURS, run, type Variant } from "./variants.ts";
 const SHORTEST = "five lines of Deno.listen";
 /** A program that needs no more of us can leave the rest where it is. */
 const TWO_MODULES = "yieldloop, loop.ts and net.ts alone";
+/** What of it is loading: the shortest, which has our modules loaded as well and uses none. */
+const IMPORTED = "five lines, mod.ts imported";
 /** The floor: all that Deno reads is one file with no comments, no types and nothing unused. */
 const BUNDLE = "yieldloop, bundled and minified";
 /** What a start may cost, of the shortest. */
@@ -45,6 +47,7 @@ export async function benchStart(options: Options): Promise<Section> {
     const variants = [
       onDeno(OURS, "yieldloop.ts"),
       onDeno(TWO_MODULES, "yieldloop_listen.ts"),
+      onDeno(IMPORTED, "imported_listen.ts"),
       onDeno(BASE, "deno_async.ts"),
       onDeno(SHORTEST, "deno_listen.ts"),
     ];
