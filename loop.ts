@@ -1932,7 +1932,10 @@ function leaveScope(task: Task<any>, scope: CancelScope): void {
 // Containers: the deque of ready tasks, the heap of timers, the lot of parked tasks
 // -------------------------------------
 
-/** A first-in first-out queue in a ring: adds and takes in constant time. */
+/** A ring this long or shorter is kept as it empties: to grow it anew with each wave of tasks would cost more than it holds. */
+const RING_KEPT = 65536;
+
+/** A first-in first-out queue in a ring: adds and takes in constant time, on average. */
 export class Deque<T> {
   #ring: (T | undefined)[] = new Array(16).fill(undefined);
   #head = 0;
@@ -1941,25 +1944,26 @@ export class Deque<T> {
 
   /** Adds `item` at the end. */
   append(item: T): void {
-    if (this.length === this.#ring.length) this.#grow();
+    if (this.length === this.#ring.length) this.#resize(this.#ring.length * 2);
     this.#ring[(this.#head + this.length++) & (this.#ring.length - 1)] = item;
   }
 
   /** Takes the item at the front; undefined if there is none. */
   popleft(): T | undefined {
     if (this.length === 0) return undefined;
+    const size = this.#ring.length;
     const item = this.#ring[this.#head];
     this.#ring[this.#head] = undefined;
-    this.#head = (this.#head + 1) & (this.#ring.length - 1);
+    this.#head = (this.#head + 1) & (size - 1);
     this.length--;
+    if (size > RING_KEPT && this.length < size >> 2) this.#resize(size >> 1);
     return item;
   }
 
-  #grow(): void {
-    const size = this.#ring.length;
-    const ring = new Array<T | undefined>(size * 2).fill(undefined);
-    for (let i = 0; i < size; i++) ring[i] = this.#ring[(this.#head + i) & (size - 1)];
-    this.#ring = ring;
+  #resize(size: number): void {
+    const old = this.#ring;
+    this.#ring = new Array<T | undefined>(size).fill(undefined);
+    for (let i = 0; i < this.length; i++) this.#ring[i] = old[(this.#head + i) & (old.length - 1)];
     this.#head = 0;
   }
 }

@@ -33,6 +33,7 @@ import {
   until,
   WouldBlock,
 } from "../mod.ts";
+import { needs } from "./permissions.ts";
 import { platformTurn, simulate, simulation, thrownBy } from "./world.ts";
 
 /** Lets every task go as far as it can without time passing. */
@@ -1325,3 +1326,26 @@ Deno.test("S3 a condition refuses a lock that is none, and a predicate that woul
     );
   });
 });
+
+Deno.test(
+  "S4 a queue that was long keeps its order as it gets short, and lets go of the memory",
+  needs({ run: true }),
+  async () => {
+    const program = `
+    import { Queue } from "${new URL("../mod.ts", import.meta.url)}";
+    const queue = new Queue();
+    const used = () => (gc(), Deno.memoryUsage().heapUsed);
+    const before = used();
+    let put = 0;
+    let inOrder = 0;
+    for (const times of [3000, 1_000_000]) { // After the first, the ring begins somewhere in its middle.
+      while (queue.size < times) queue.putNowait(put++);
+      while (queue.size > 0) if (queue.getNowait() === inOrder) inOrder++;
+    }
+    const kept = used() - before;
+    console.log(inOrder, queue.size, kept < 1e6 ? "little" : kept);`;
+    const args = ["eval", "--v8-flags=--expose-gc", program];
+    const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(20_000) });
+    assertEquals(new TextDecoder().decode((await command.output()).stdout), "1003000 0 little\n");
+  },
+);
