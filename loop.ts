@@ -7,9 +7,9 @@
  * it does; the rest of this file is the care that takes.
  *
  * The forty lines of the article are all here: `readWait` and `writeWait`; in `Loop`, `ready`, `selector`,
- * `currentTask`, `createTask`, `sockRecv`, `runForever`; `#turns` and `#turn` are its `while True`, `#step` its `send(None)`,
- * `#perform` its `getattr(self, op)(*args)`, and the handlers under "The kernel's own ops" are its methods `read_wait` and
- * `write_wait`.
+ * `currentTask`, `createTask`, `sockRecv`, `runForever`; `#turns` and `#turn` are its `while True`, `#step` its
+ * `send(None)`, `#perform` its `getattr(self, op)(*args)`, and the handlers under "The kernel's own ops" are its methods
+ * `read_wait` and `write_wait`.
  *
  * The rules the kernel lives by:
  *
@@ -45,8 +45,8 @@ export type Coroutine<T = void> = Generator<Op, T, any>;
 export interface OpHandler<Args extends readonly any[] = any[]> {
   /**
    * Begins the wait. Sooner or later, now or from any callback, it has to end in `task.loop.wake(task, value)` or
-   * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`. It may be async: so is then what
-   * it rejects with, if the task still waits; after `cancel` that is ignored.
+   * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`. It may be async: so is then
+   * what it rejects with, if the task still waits; after `cancel` that is ignored.
    */
   start(task: Task<any>, ...args: Args): void;
   /** Undoes the wait, as if it had never begun: the task was cancelled, and must not be woken any more. */
@@ -335,8 +335,8 @@ export class Loop {
   #asleep = false;
   #rouse: (() => void) | null = null;
 
-  // Signs of a deadlock: every task is parked, there is no timer and no signal, and nothing outside the loop was seen to feed
-  // it (`_noteOrigin`, `_noteWait`). `#timeout` then bounds the sleep by the grace, and `#checkDeadlock` looks again.
+  // Signs of a deadlock: every task is parked, there is no timer and no signal, and nothing outside the loop was seen to
+  // feed it (`_noteOrigin`, `_noteWait`). `#timeout` then bounds the sleep by the grace, and `#checkDeadlock` looks again.
   /** @ignore How many tasks are parked: they wait for another task, and for nothing else. */
   _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
@@ -366,8 +366,8 @@ export class Loop {
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
-   * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before. (One that was only stepped, by hand or by
-   * `yield*`, looks like a new one.)
+   * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before. (One that was only stepped, by hand or
+   * by `yield*`, looks like a new one.)
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
@@ -1328,8 +1328,8 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * Makes a scope around the task, and around the blocks it is in, within the scope it was born in: of `born > block > block`,
-   * the last of which it is in, it makes `born > own > block > block`.
+   * Makes a scope around the task, and around the blocks it is in, within the scope it was born in: of
+   * `born > block > block`, the last of which it is in, it makes `born > own > block > block`.
    */
   #enclose(): CancelScope {
     const outer = this._parent;
@@ -1635,7 +1635,8 @@ function following(member: Member, top: CancelScope, passOver: boolean): Member 
  * Cancellation is level-triggered, as trio's is, a state and not an event: as long as a task is inside a cancelled scope
  * and no shield hides it, each op throws `Cancelled`.
  *
- * Its `deadline` (a time on the loop's clock, `Infinity` for none) and `shield` can be read and set as long as the block runs.
+ * Its `deadline` (a time on the loop's clock, `Infinity` for none) and `shield` can be read and set as long as the block
+ * runs.
  */
 export class CancelScope {
   #cancelCalled = false;
@@ -1650,9 +1651,9 @@ export class CancelScope {
   /** The task whose block it is; null for the root, and for a task's own. */
   readonly #task: Task<any> | null;
   /**
-   * @ignore The outermost cancelled scope, from here outward, that no shield hides. (Outermost, so that an inner timeout does not
-   * claim what an outer one did.) Discussion: at each op the kernel must know it in constant time, so it is kept, and worked
-   * out anew for the scopes below whenever something changes.
+   * @ignore The outermost cancelled scope, from here outward, that no shield hides. (Outermost, so that an inner timeout
+   * does not claim what an outer one did.) Discussion: at each op the kernel must know it in constant time, so it is kept,
+   * and worked out anew for the scopes below whenever something changes.
    */
   _cancelledBy: CancelScope | null = null;
   /** @ignore Whether this scope or one outside ever had a deadline: if not, an op need not look at the clock. */
@@ -1932,7 +1933,9 @@ function leaveScope(task: Task<any>, scope: CancelScope): void {
 // Containers: the deque of ready tasks, the heap of timers, the lot of parked tasks
 // -------------------------------------
 
-/** A ring this long or shorter is kept as it empties: to grow it anew with each wave of tasks would cost more than it holds. */
+/**
+ * A ring this long or shorter is kept as it empties: to grow it anew with each wave of tasks would cost more than it holds.
+ */
 const RING_KEPT = 65536;
 
 /** A first-in first-out queue in a ring: adds and takes in constant time, on average. */
@@ -2191,7 +2194,9 @@ export interface Selector {
    * run.
    */
   select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
-  /** Whether `fileobj`, open, is ready for `event`, and nobody watches it for that. Without it the loop watches and polls. */
+  /**
+   * Whether `fileobj`, open, is ready for `event`, and nobody watches it for that. Without it the loop watches and polls.
+   */
   isReady?(fileobj: Selectable, event: number): boolean;
   /** What is ready, at once. Without it the loop uses `select(0)`. */
   poll?(): [SelectorKey, number][];
@@ -2205,8 +2210,8 @@ export interface Selector {
 }
 
 /**
- * Tells the time. A virtual clock is moved on by its selector, in `select`, which is where the loop sleeps. As long as a task
- * is ready it does not sleep: a deadline around one that never waits passes only if `poll` moves the clock too.
+ * Tells the time. A virtual clock is moved on by its selector, in `select`, which is where the loop sleeps. As long as a
+ * task is ready it does not sleep: a deadline around one that never waits passes only if `poll` moves the clock too.
  */
 export interface Clock {
   /** Milliseconds since some fixed moment; never goes back. */
@@ -2252,16 +2257,16 @@ export interface ListenerLike<S extends SocketLike = SocketLike, A extends Addr 
 }
 
 /**
- * Makes the sockets of a loop's tasks. Options are those of `net.ts`'s functions of the same names, and programs take what is
- * made for what those return: besides what the loop needs it has whatever they use of `Listener` and `Socket`, such as
+ * Makes the sockets of a loop's tasks. Options are those of `net.ts`'s functions of the same names, and programs take what
+ * is made for what those return: besides what the loop needs it has whatever they use of `Listener` and `Socket`, such as
  * `addr`, `remoteAddr`, `close()`, `closeWrite()` and `[Symbol.dispose]()`.
  */
 export interface Network {
   /** Opens a listening socket. */
   listen(options: any): ListenerLike;
   /**
-   * Opens a connected socket, or throws what the platform would. Cancelled, it leaves nothing open. It may wait in any way but
-   * `park`: where all tasks are parked, the loop sees a deadlock.
+   * Opens a connected socket, or throws what the platform would. Cancelled, it leaves nothing open. It may wait in any way
+   * but `park`: where all tasks are parked, the loop sees a deadlock.
    */
   connect(options: any): Coroutine<SocketLike>;
   /** Opens a listening socket for TLS. */

@@ -1,6 +1,7 @@
 /**
- * An event loop you can read, watch and trust: coroutines are generators that yield what they wait for as plain data, a loop
- * of a few lines moves them between `ready` and a selector, and structured concurrency, sockets and streams are built on that.
+ * An event loop you can read, watch and trust: coroutines are generators that yield what they wait for as plain data, and
+ * a loop of a few lines moves them between `ready` and a selector. On that are built structured concurrency, sockets and
+ * streams.
  *
  * ```ts
  * import { Loop, sleep, taskGroup } from "@yieldloop/yieldloop";

@@ -280,8 +280,9 @@ export class DefaultSelector implements Selector {
 
   /**
    * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for
-   * one or more turns of Deno's event loop. It may return early with nothing, for instance if something was registered meanwhile. A second
-   * `select` makes one under way return. With `again` a timer may be left behind for the next: `wakeup` or `close` clears it.
+   * one or more turns of Deno's event loop. It may return early with nothing, for instance if something was registered
+   * meanwhile. A second `select` makes one under way return. With `again` a timer may be left behind for the next: `wakeup`
+   * or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
    * @throws {ClosedError} If the selector is closed.
@@ -1559,8 +1560,8 @@ function checkPort(what: string, port: unknown, least: number): void {
 const DENO_ERRORS = new Set<unknown>([Error, ...Object.values(Deno.errors)]);
 
 /**
- * Waits for the connection that `begin` begins. An error of Deno's says neither where to, nor is a line of the program on its
- * stack: so one of the same class says it, with Deno's as its cause. What a `signal` was aborted with stays as it is.
+ * Waits for the connection that `begin` begins. An error of Deno's says neither where to, nor is a line of the program on
+ * its stack: so one of the same class says it, with Deno's as its cause. What a `signal` was aborted with stays as it is.
  */
 function* attempt(
   what: string,

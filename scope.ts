@@ -177,8 +177,8 @@ export class TaskGroup {
    * Starts a task and waits until it says that it is ready, by calling the function it is given: a server that listens, a
    * client that has connected. Returns what it said. If the task fails before that, its error is thrown here and the group
    * goes on; if the wait is cancelled, so is the task, ready or not. Where TypeScript cannot infer the type of what it
-   * says, name it: `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`, but the task is in
-   * the group from the beginning.
+   * says, name it: `group.start<number>((started) => server(started, port))`. After trio's `nursery.start`, but the task is
+   * in the group from the beginning.
    *
    * @throws The task's error, if it fails before it has said so; {@linkcode TaskError} if it alone is cancelled.
    * @throws {Error} If it ends without having said so, or the group's block has ended.

@@ -600,10 +600,10 @@ const ACCEPT_BACKOFF = 100;
 const DRAIN_TIMEOUT = 1000;
 
 /**
- * What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. Errors of its `accept` are
- * told apart by their `name`: `ConnectionReset`, `ConnectionAborted` and `NotConnected` are a client that was gone before it
- * was accepted; `BadResource`, `TypeError`, `RangeError` and `ReferenceError` end the server; all others are reported, and it
- * tries again after 100 milliseconds.
+ * What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. Errors of its `accept`
+ * are told apart by their `name`: `ConnectionReset`, `ConnectionAborted` and `NotConnected` are a client that was gone
+ * before it was accepted; `BadResource`, `TypeError`, `RangeError` and `ReferenceError` end the server; all others are
+ * reported, and it tries again after 100 milliseconds.
  */
 export interface ServeListener<S extends StreamSocket = StreamSocket, A extends Addr = Addr>
   extends ListenerLike<S, A> {

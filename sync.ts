@@ -114,9 +114,9 @@ export class Lock {
   }
 
   /**
-   * Waits until the lock is free and takes it. The guard it returns releases it, once: `using guard = yield* lock.acquire()`.
-   * (Without `yield*` that locks nothing, and no type says so.) Without `using` it stays taken until {@linkcode release},
-   * even when its task has ended.
+   * Waits until the lock is free and takes it. The guard it returns releases it, once:
+   * `using guard = yield* lock.acquire()`. (Without `yield*` that locks nothing, and no type says so.) Without `using` it
+   * stays taken until {@linkcode release}, even when its task has ended.
    *
    * @throws {Error} If the task holds it already: it would wait for itself.
    */
