@@ -85,7 +85,8 @@ export function writeWait(sock: Selectable | string): Coroutine<void> {
 }
 
 /**
- * Waits for at least `ms` milliseconds on the loop's clock; `sleep(0)` for one full turn. The op is `["sleep", ms]`.
+ * Waits for at least `ms` milliseconds on the loop's clock: `sleep(0)` for one full turn, `sleep(Infinity)` until it is
+ * cancelled. The op is `["sleep", ms]`.
  *
  * @throws {RangeError} If `ms` is negative or not a number.
  *
@@ -277,8 +278,8 @@ const TIME_PER_PLATFORM_TURN = 5;
  */
 const DEADLOCK_GRACE = 1000;
 
-/** The promises of async starts whose ops were taken back: what they reject with is ignored. */
-const TAKEN_BACK = new WeakSet<Promise<unknown>>();
+/** How many tasks the message of a {@linkcode DeadlockError} names. */
+const DEADLOCKED_NAMED = 20;
 
 /** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
 const SWALLOWED_MAX = 1000;
@@ -620,12 +621,14 @@ export class Loop {
     }
   }
 
-  /** An op's `start` may be an async function. Its promise tells one wait from another: ops can be yielded again. */
+  /** An op's `start` may be an async function. */
   #heed(began: Promise<unknown>, task: Task<any>): void {
-    if (task._op) task._pending = began;
+    const start = new AsyncStart(task);
+    if (task._op) task._pending = start;
     began.catch((error) => {
-      if (task._op && task._pending === began) this._fail(task, error);
-      else if (!TAKEN_BACK.has(began)) this._report(error, task);
+      const { task } = start;
+      if (task?._pending === start) this._fail(task, error);
+      else if (task) this._report(error, task);
     });
   }
 
@@ -668,7 +671,7 @@ export class Loop {
   /** How long to sleep, in milliseconds; undefined for as long as it takes. */
   #timeout(): number | undefined {
     const next = this._timers.first;
-    if (next) return next.time === Infinity ? undefined : Math.max(0, next.time - this.time());
+    if (next) return Math.max(0, next.time - this.time());
     if (!this.#stuck) return undefined;
     const now = this.time();
     return Math.max(0, (this.#stuckSince ??= now) + DEADLOCK_GRACE - now);
@@ -826,7 +829,7 @@ export class Loop {
     const op = task._op;
     if (!op) return; // It is about to take a step, and hears of it at its next op.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
-    if (task._pending instanceof Promise) TAKEN_BACK.add(task._pending);
+    if (task._pending instanceof AsyncStart) task._pending.task = null;
     this._noteOrigin();
     try {
       const undone: unknown = this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
@@ -1061,6 +1064,14 @@ export class Loop {
   }
 }
 
+/**
+ * What the promise of an async start knows of the wait that it has begun, be the op yielded again or not. It may live for
+ * ever, so once the op is taken back it holds nothing; what it rejects with then is ignored.
+ */
+class AsyncStart {
+  constructor(public task: Task<any> | null) {}
+}
+
 /** @ignore A hook may be an async function: `report` is told what it rejects with. */
 export function ifRejected(told: unknown, report: (error: unknown) => void): void {
   if (told instanceof Promise) told.catch(report);
@@ -1230,7 +1241,7 @@ export class Task<T = any> implements PromiseLike<T> {
   _aheadInLot: Task<any> | null = null;
   /** @ignore */
   _behindInLot: Task<any> | null = null;
-  /** @ignore What its op needs to be taken back: a timer, the token of an `until`, the promise of an async start. */
+  /** @ignore What its op needs to be taken back: a timer, the token of an `until`, an async start. */
   _pending: unknown = null;
   /** @ignore Task locals, shared with the parent until one of them sets one. */
   _locals: ReadonlyMap<unknown, unknown> | null = null;
@@ -1557,8 +1568,8 @@ class Join<T> {
 }
 
 /**
- * A variable of which each task has its own value, at first that of the task that created it. After Python's
- * `ContextVar`.
+ * A variable of which each task has its own value, at first that of the task that created it. Make it once, at the top
+ * level: a task keeps a value for each that it has set. After Python's `ContextVar`.
  *
  * @example
  * ```ts
@@ -2187,7 +2198,8 @@ export interface Selector {
   /** Ends the watch; given `events`, only for those. */
   unregister(fileobj: Selectable, events?: number): void;
   /**
-   * Waits until something is ready, but at most `timeout` milliseconds (for ever if it is undefined), and says what. What
+   * Waits until something is ready, but at most `timeout` milliseconds, and says what: for ever if it is undefined, or if it
+   * is `Infinity`, when a task sleeps that long, which keeps the program going as any timer does. What
    * has been closed counts as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select`
    * or a `wakeup` will follow: the timer set for this one may be kept until then. It may return early, with nothing; but if
    * the clock has not moved meanwhile and all tasks wait for each other, that is a deadlock. What it rejects with ends the
@@ -2408,7 +2420,9 @@ export class DeadlockError extends Error {
 
   /** Made by the kernel. */
   constructor(tasks: Task<any>[]) {
-    super(`Deadlock: nothing can wake ${tasks.map((t) => `${t} (waits for ${describe(t.op)})`).join(", ")}`);
+    const named = tasks.slice(0, DEADLOCKED_NAMED).map((task) => `${task} (waits for ${describe(task.op)})`);
+    if (tasks.length > named.length) named.push(`and ${tasks.length - named.length} more`);
+    super(`Deadlock: nothing can wake ${named.join(", ")}`);
     this.tasks = tasks;
     this.ops = tasks.map((task) => task.op);
   }
@@ -2513,7 +2527,7 @@ function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
   if (typeof (sock?.send ?? sock?.sendto) !== "function") {
     throw new TypeError(`Cannot send on ${kind(sock)}: it is not a socket`);
   }
-  if (sock.sending) throw new BusyError(`Cannot send on socket ${sock.id}: another task is still sending on it`);
+  if (sock.sending) throw new BusyError(`Cannot send on ${sock}: another task is still sending on it`);
   sock.sending = true;
 }
 

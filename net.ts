@@ -225,8 +225,9 @@ export class DefaultSelector implements Selector {
   readonly #onTimer = () => {
     this.#timerDue = Infinity;
     if (!this.#resolve) return;
-    if (performance.now() >= this.#due) this.wakeup();
-    else this.#setTimer();
+    const now = performance.now();
+    if (now >= this.#due) this.wakeup();
+    else this.#setTimer(now);
   };
 
   /**
@@ -279,26 +280,25 @@ export class DefaultSelector implements Selector {
   }
 
   /**
-   * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for
-   * one or more turns of Deno's event loop. It may return early with nothing, for instance if something was registered
-   * meanwhile. A second `select` makes one under way return. With `again` a timer may be left behind for the next: `wakeup`
-   * or `close` clears it.
+   * Waits for something to be ready, `timeout` milliseconds at most, and says what; `select(0)` waits for one or more turns
+   * of Deno's event loop, `select(Infinity)` for ever, with a timer that keeps the program going. It may return early with
+   * nothing, for instance if something was registered meanwhile. A second `select` makes one under way return. With `again`
+   * a timer may be left behind for the next: `wakeup` or `close` clears it.
    *
    * @throws {RangeError} If `timeout` is not a number.
    * @throws {ClosedError} If the selector is closed.
    */
-  select(timeout: number = Infinity, again: boolean = false): Promise<[SelectorKey, number][]> {
-    if (typeof timeout !== "number" || Number.isNaN(timeout)) {
+  select(timeout?: number, again: boolean = false): Promise<[SelectorKey, number][]> {
+    if (timeout !== undefined && (typeof timeout !== "number" || Number.isNaN(timeout))) {
       return Promise.reject(new RangeError(`Cannot select for ${kind(timeout)} ms: the time must be a number`));
     }
     if (this._closed) return Promise.reject(new ClosedError("Cannot select: the selector is closed"));
     if (this.#resolve) this.wakeup();
-    if (timeout <= 0) return this.#platformTurn();
+    if (timeout! <= 0) return this.#platformTurn();
     const events = this.poll();
     if (events.length > 0) return Promise.resolve(again ? events : this.#pollByHand());
-    this.#due = timeout === Infinity ? Infinity : performance.now() + timeout;
     this.#keepsTimer = again;
-    this.#setTimer();
+    this.#setDue(timeout);
     return new Promise<void>((resolve) => {
       this.#resolve = resolve;
       if (!this.#rested) this.#noteRest(resolve);
@@ -339,12 +339,20 @@ export class DefaultSelector implements Selector {
     this.#rested = true;
   }
 
-  #setTimer(): void {
-    if (this.#due >= this.#timerDue) return;
+  #setDue(timeout: number | undefined): void {
+    if (timeout === undefined) return void (this.#due = Infinity);
+    const now = performance.now();
+    this.#due = Math.min(now + timeout, Number.MAX_VALUE); // At Infinity too there is a timer, set again and again.
+    this.#setTimer(now);
+  }
+
+  #setTimer(now: number): void {
+    // (One that should have come is not trusted: it may have been made by a fake of the platform's timers.)
+    if (this.#due >= this.#timerDue && this.#timerDue > now) return;
     clearTimeout(this.#timer);
     this.#timerDue = this.#due;
     // A longer delay would silently become the shortest; a negative one (after a slow start) would print a warning.
-    const delay = Math.min(Math.max(Math.ceil(this.#due - performance.now()), 0), 2 ** 31 - 1);
+    const delay = Math.min(Math.max(Math.ceil(this.#due - now), 0), 2 ** 31 - 1);
     this.#timer = setTimeout(this.#onTimer, delay);
   }
 
@@ -534,12 +542,14 @@ export class Socket extends Pollable implements SocketLike {
   /** The end of our side, under way or done. */
   #writeEnd: Promise<void> | null = null;
   #writeError: unknown = null;
-  /** How many tasks wait in `#flush`, and for what. */
+  /** How many tasks are in `#flush`, and those of them that wait. */
   #flushing = 0;
-  #flushed: PromiseWithResolvers<void> | null = null;
-  /** Rejects when it is closed; for whoever waits in `#until`. */
-  #closing: PromiseWithResolvers<never> | null = null;
-  #settings: (() => void)[] | null = null;
+  #flushers: Waiters<void> | null = null;
+  /** Who waits in `#until`. */
+  #waiters: Waiters<any> | null = null;
+  #handshake: Promise<TlsHandshakeInfo> | null = null;
+  /** Settings that wait for the end of a write, by name. */
+  #settings: Map<string, () => void> | null = null;
   #lingerTimer: ReturnType<typeof setTimeout> | undefined;
   #lingerPause: ReturnType<typeof setImmediate> | undefined;
   /** Since it was closed: how many reads have brought something, and how many bytes came after all of ours had left. */
@@ -552,6 +562,10 @@ export class Socket extends Pollable implements SocketLike {
     this.#conn = conn;
   }
 
+  /** What it is called in messages. */
+  override toString(): string {
+    return `socket ${this.id}`;
+  }
   /** Our address. */
   get localAddr(): Addr {
     return this.#conn.localAddr;
@@ -775,8 +789,7 @@ export class Socket extends Pollable implements SocketLike {
   }
 
   #wakeFlushed(): void {
-    this.#flushed?.resolve();
-    this.#flushed = null;
+    this.#flushers?.forEach((waiter) => waiter.resolve());
   }
 
   /** Waits until nothing that was sent is still here. Meanwhile no other task may send. */
@@ -791,8 +804,7 @@ export class Socket extends Pollable implements SocketLike {
       while (true) {
         if (this.#writeError !== null) throw this.#writeError;
         if (this.#leaving === null) return;
-        this.#flushed ??= Promise.withResolvers<void>();
-        yield* until(this.#flushed.promise);
+        yield* waitAmong(this.#flushers ??= new Set());
         this._check(what);
       }
     } finally {
@@ -817,24 +829,24 @@ export class Socket extends Pollable implements SocketLike {
 
   /** Whether small writes leave at once (`TCP_NODELAY`). No effect on Unix sockets and TLS. */
   setNoDelay(on = true): void {
-    this.#set(() => this.#conn.setNoDelay?.(on));
+    this.#set("noDelay", () => this.#conn.setNoDelay?.(on));
   }
 
   /** Whether the system probes an idle connection (`SO_KEEPALIVE`). No effect on Unix sockets and TLS. */
   setKeepAlive(on = true): void {
-    this.#set(() => this.#conn.setKeepAlive?.(on));
+    this.#set("keepAlive", () => this.#conn.setKeepAlive?.(on));
   }
 
   /** Deno refuses settings while a write is under way, so they wait for its end. */
-  #set(setting: () => void): void {
+  #set(name: string, setting: () => void): void {
     this._check("set an option of");
     if (this.#leaving === null) setting();
-    else (this.#settings ??= []).push(setting);
+    else (this.#settings ??= new Map()).set(name, setting);
   }
 
-  #applyLate(settings: (() => void)[]): void {
+  #applyLate(settings: Map<string, () => void>): void {
     this.#settings = null;
-    for (const setting of settings) {
+    for (const setting of settings.values()) {
       try {
         setting();
       } catch {
@@ -852,7 +864,7 @@ export class Socket extends Pollable implements SocketLike {
   *handshake(): Coroutine<TlsHandshakeInfo> {
     this._check("shake hands on");
     if (!this.#conn.handshake) return { alpnProtocol: null };
-    const { alpnProtocol } = yield* this.#until("shake hands on", () => this.#conn.handshake!());
+    const { alpnProtocol } = yield* this.#until("shake hands on", () => this.#handshake ??= this.#conn.handshake!());
     return { alpnProtocol: alpnProtocol ?? null };
   }
 
@@ -862,7 +874,7 @@ export class Socket extends Pollable implements SocketLike {
    */
   *#until<T>(what: string, begin: () => Promise<T>): Coroutine<T> {
     try {
-      return yield* until(() => Promise.race([begin(), (this.#closing ??= Promise.withResolvers()).promise]));
+      return yield* waitAmong<T>(this.#waiters ??= new Set(), ({ resolve, reject }) => begin().then(resolve, reject));
     } catch (error) {
       if (!(error instanceof Cancelled)) this._check(what);
       throw error;
@@ -904,7 +916,7 @@ export class Socket extends Pollable implements SocketLike {
     super._shut();
     this.#forgetInput();
     this.#wakeFlushed();
-    this.#closing?.reject(null); // Whoever waits throws its own error.
+    this.#waiters?.forEach((waiter) => waiter.reject(null)); // Whoever waits throws its own error.
   }
 
   /**
@@ -983,6 +995,23 @@ export class Socket extends Pollable implements SocketLike {
   }
 }
 
+/** Tasks that wait for something of a socket's, each for a promise of its own: one that is cancelled leaves nothing there. */
+type Waiters<T> = Set<PromiseWithResolvers<T>>;
+
+/** Waits as one of `waiters`; `begin` begins what it waits for. */
+function* waitAmong<T>(waiters: Waiters<T>, begin?: (waiter: PromiseWithResolvers<T>) => void): Coroutine<T> {
+  const waiter = Promise.withResolvers<T>();
+  try {
+    return yield* until(() => {
+      waiters.add(waiter);
+      begin?.(waiter);
+      return waiter.promise;
+    });
+  } finally {
+    waiters.delete(waiter);
+  }
+}
+
 /** Closes what may be closed already. */
 function closeQuietly(resource: { close(): void }): void {
   try {
@@ -1023,6 +1052,10 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
     this.#listener = listener;
   }
 
+  /** What it is called in messages. */
+  override toString(): string {
+    return `listener ${this.id}`;
+  }
   /** The address it listens on; `addr.port` is the real one if port 0 was asked for. */
   get addr(): A {
     return this.#listener.addr;
@@ -1246,7 +1279,7 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
   close(): void {
     if (this.closed) return;
     this._shut();
-    this.#received = null;
+    this.#received = this.#buffer = null;
     closeQuietly(this.#conn);
   }
 }
@@ -1255,9 +1288,11 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
 // A pair in memory
 // -------------------------------------
 
+const NOTHING = new Uint8Array(0);
+
 /** One direction of a pair: what was written and not yet read, and who waits for that to change. */
 class Pipe {
-  readonly #buffer = new Uint8Array(PIPE_SIZE);
+  #buffer = new Uint8Array(PIPE_SIZE);
   #from = 0;
   #to = 0;
   #reader: { buffer: Uint8Array; resolve(n: number | null): void; reject(error: Error): void } | null = null;
@@ -1290,6 +1325,7 @@ class Pipe {
   abandon(): boolean {
     const unread = this.#to > this.#from;
     this.#from = this.#to = 0;
+    this.#buffer = NOTHING; // Somebody may keep the socket.
     this.#readError ??= new Deno.errors.Interrupted("The connection was closed");
     this.#writeError ??= new Deno.errors.BrokenPipe("Broken pipe");
     this.#move();
@@ -1406,12 +1442,17 @@ export type ListenOptions =
   | Deno.UnixListenOptions & { transport: "unix" };
 
 /** Options of {@linkcode listenTls}: those of `Deno.listenTls`. */
-export type ListenTlsOptions = Omit<Deno.ListenTlsOptions, "hostname" | "reusePort"> & Deno.TlsCertifiedKeyPem & {
-  /** As for {@linkcode listen}. */
-  hostname?: string | undefined;
-  /** As for {@linkcode listen}. */
-  reusePort?: boolean | undefined;
-};
+export type ListenTlsOptions =
+  & Omit<Deno.ListenTlsOptions, "hostname" | "reusePort" | "alpnProtocols">
+  & Deno.TlsCertifiedKeyPem
+  & {
+    /** As for {@linkcode listen}. */
+    hostname?: string | undefined;
+    /** As for {@linkcode listen}. */
+    reusePort?: boolean | undefined;
+    /** The protocols to agree on one of, the preferred first. */
+    alpnProtocols?: string[] | undefined;
+  };
 
 /** Options of {@linkcode connect}: those of `Deno.connect`. */
 export type ConnectOptions =
@@ -1426,10 +1467,21 @@ export type ConnectOptions =
   | Deno.UnixConnectOptions & { transport: "unix" };
 
 /** Options of {@linkcode connectTls}: those of `Deno.connectTls`. */
-export type ConnectTlsOptions = Deno.ConnectTlsOptions | Deno.ConnectTlsOptions & Deno.TlsCertifiedKeyPem;
+export type ConnectTlsOptions =
+  | Omit<Deno.ConnectTlsOptions, keyof StartTlsOptions> & StartTlsOptions
+  | Omit<Deno.ConnectTlsOptions, keyof StartTlsOptions> & StartTlsOptions & Deno.TlsCertifiedKeyPem;
 
 /** Options of {@linkcode startTls}: those of `Deno.startTls`. */
-export type StartTlsOptions = Deno.StartTlsOptions;
+export interface StartTlsOptions {
+  /** The host, whose name the peer's certificate has to be for. Default: `"127.0.0.1"`. */
+  hostname?: string | undefined;
+  /** Certificates, in PEM, that are trusted as the system's own roots are. */
+  caCerts?: string[] | undefined;
+  /** The protocols to agree on one of, the preferred first. */
+  alpnProtocols?: string[] | undefined;
+  /** Trust a certificate that is for another host. */
+  unsafelyDisableHostnameVerification?: boolean | undefined;
+}
 
 /** Options of {@linkcode datagram}: those of `Deno.listenDatagram`. */
 export interface DatagramOptions {
@@ -1556,8 +1608,8 @@ function checkPort(what: string, port: unknown, least: number): void {
   }
 }
 
-/** The classes of what Deno throws when it cannot do something; a host that is unknown is a plain `Error`. */
-const DENO_ERRORS = new Set<unknown>([Error, ...Object.values(Deno.errors)]);
+/** The classes of what Deno throws when it cannot connect: one host is unknown, another is no host, a path is too long. */
+const DENO_ERRORS = new Set<unknown>([Error, URIError, TypeError, ...Object.values(Deno.errors)]);
 
 /**
  * Waits for the connection that `begin` begins. An error of Deno's says neither where to, nor is a line of the program on
@@ -1613,11 +1665,11 @@ async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise
   const { hostname = "127.0.0.1", port, cert, key } = options as
     & Deno.ConnectTlsOptions
     & Partial<Deno.TlsCertifiedKeyPem>;
-  if (cert ?? key) return Deno.connectTls(options); // The other way has no place for them.
+  if (cert ?? key) return Deno.connectTls(options as Deno.ConnectTlsOptions); // The other way has no place for them.
   const plain = { ...options, hostname, port, transport: "tcp" } as Deno.ConnectOptions;
   const conn = await dial(plain, signal) as Deno.TcpConn;
   try {
-    return await Deno.startTls(conn, options);
+    return await Deno.startTls(conn, options as Deno.StartTlsOptions);
   } catch (error) {
     closeQuietly(conn);
     throw error;
@@ -1758,7 +1810,7 @@ export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutin
   const plain = yield* sock._surrender();
   try {
     return yield* attempt(`start TLS on ${sock}`, undefined, function startTls(signal) {
-      return shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options), signal);
+      return shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options as Deno.StartTlsOptions), signal);
     });
   } catch (error) {
     closeQuietly(plain); // Deno has taken it by now, unless it refused the options.

@@ -16,6 +16,8 @@ import {
   type Coroutine,
   currentTask,
   datagram,
+  type DatagramConnection,
+  DatagramSocket,
   DefaultSelector,
   EVENT_READ,
   EVENT_WRITE,
@@ -32,6 +34,7 @@ import {
   WouldBlock,
   writeWait,
 } from "../mod.ts";
+import { printedBy } from "./heap.ts";
 import { needs } from "./permissions.ts";
 import { bytes, text, thrownBy } from "./world.ts";
 
@@ -649,6 +652,18 @@ Deno.test("N15 a setting that has to wait for a write may fail without a sound",
   sock.close();
 });
 
+Deno.test("N7 of the settings that have to wait for a write, the last of each kind is kept", async () => {
+  const { conn, sock } = fake();
+  sock.send(bytes("abc"));
+  for (const on of [true, false, true]) {
+    sock.setNoDelay(!on);
+    sock.setKeepAlive(on);
+  }
+  await conn.take();
+  assertEquals(conn.settings, ["noDelay false", "keepAlive true"]);
+  sock.close();
+});
+
 Deno.test("N15 a setting that had to wait for a write is made once", async () => {
   const { conn, sock } = fake();
   sock.send(bytes("abc"));
@@ -658,6 +673,84 @@ Deno.test("N15 a setting that had to wait for a write is made once", async () =>
   await conn.take();
   assertEquals(conn.settings, ["noDelay true"]);
   sock.close();
+});
+
+Deno.test(
+  "N2 N11 a wait for the end of our side, or for a handshake, leaves nothing with the socket",
+  needs({ run: true }),
+  async () => {
+    const program = `
+    const conn = { localAddr: null, remoteAddr: null, read: () => new Promise(() => {}), write: () => new Promise(() => {}),
+      closeWrite: async () => {}, handshake: async () => ({ alpnProtocol: "x" }), close() {} };
+    const loop = new Loop();
+    await loop.run(function* () {
+      const [silent, stuck] = [new Socket(conn), new Socket(conn)];
+      stuck.send(new Uint8Array(1)); // and never leaves
+      const kinds = { handshake: () => silent.handshake(), closeWrite: () => silent.closeWrite(),
+        givenUp: () => moveOnAfter(0, stuck.closeWrite()) };
+      for (const [name, make] of Object.entries(kinds)) {
+        for (let i = 0; i < 2000; i++) yield* make();
+        const before = used();
+        for (let i = 0; i < 2000; i++) yield* make();
+        const kept = used() - before;
+        console.log(name, kept < 2e5 ? "little" : kept);
+      }
+      silent.close();
+      stuck.abort();
+    }());`;
+    const printed = await printedBy("Loop, moveOnAfter, Socket", program);
+    assertEquals(printed, "handshake little\ncloseWrite little\ngivenUp little\n");
+  },
+);
+
+Deno.test("N4 a closed socket that somebody keeps holds no buffers", needs({ run: true }), async () => {
+  const program = `
+    const conn = { addr: { transport: "udp", hostname: "127.0.0.1", port: 1 }, receive: () => Promise.resolve([new Uint8Array(1), null]),
+      send: async () => 1, close() {} };
+    const selector = new DefaultSelector();
+    const kept = [];
+    const held = () => (gc(), Deno.memoryUsage().external);
+    const before = held();
+    for (let i = 0; i < 300; i++) {
+      const sock = new DatagramSocket(conn);
+      selector.register(sock, EVENT_READ);
+      await selector.select(1);
+      sock.close();
+      const [left, right] = socketPair();
+      left.abort();
+      right.abort();
+      kept.push(sock, left, right);
+    }
+    selector.close();
+    const more = held() - before;
+    console.log(kept.length, more < 5e6 ? "little" : more);`;
+  assertEquals(await printedBy("DatagramSocket, DefaultSelector, EVENT_READ, socketPair", program), "900 little\n");
+});
+
+Deno.test("N3 two tasks that send on a datagram socket: the second is told which", async () => {
+  const stuck: DatagramConnection = {
+    addr: { transport: "udp", hostname: "127.0.0.1", port: 1 },
+    receive: () => new Promise(() => {}),
+    send: () => new Promise(() => {}),
+    close() {},
+  };
+  const loop = new Loop();
+  const sock = new DatagramSocket(stuck);
+  await loop.run((function* (): Coroutine {
+    const first = loop.createTask(loop.sockSendto(sock, bytes("a"), sock.addr));
+    yield* checkpoint();
+    const error = yield* thrownBy(loop.sockSendto(sock, bytes("b"), sock.addr));
+    assertEquals([(error as Error).name, String(error).includes(`send on ${sock}`)], ["BusyError", true]);
+    first.cancel();
+  })());
+  sock.close();
+});
+
+Deno.test("K15 what a socket is called in messages does not hang on the names of classes, which may be minified", () => {
+  class S extends Socket {}
+  class L extends Listener {}
+  const [socket, listener] = [new S(new FakeConnection()), new L({} as ConnectionListener)];
+  assertEquals([String(socket), String(listener)], [`socket ${socket.id}`, `listener ${listener.id}`]);
 });
 
 // ---- The end -----------------------------------------------------------------------------------------------------

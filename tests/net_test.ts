@@ -884,6 +884,19 @@ Deno.test(
     }),
 );
 
+Deno.test(
+  "N9 connect to what is no address says where to, whatever class Deno's error has",
+  needs({ read: true, write: true }),
+  () =>
+    run(function* () {
+      const path = `/tmp/${"a".repeat(200)}`;
+      const error = (yield* thrownBy(connect({ transport: "unix", path }))) as Error;
+      assertInstanceOf(error, TypeError);
+      assertStringIncludes(error.message, `Cannot connect to ${path}: `);
+      assertInstanceOf(error.cause, TypeError);
+    }),
+);
+
 Deno.test("N9 connect to a name that is none", needs({ net: true }), () =>
   run(function* () {
     const error = yield* thrownBy(connect({ hostname: "no such name", port: 1 }));

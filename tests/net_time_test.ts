@@ -35,6 +35,22 @@ async function readToEnd(sock: Socket): Promise<number> {
   }
 }
 
+Deno.test("K4 a timer that a fake of the platform's has swallowed delays no later wait", async () => {
+  const selector = new DefaultSelector();
+  {
+    using _time = new FakeTime();
+    const waiting = selector.select(1, true);
+    selector.wakeup(); // The timer stays, for the next.
+    await waiting;
+  }
+  await new Promise((resolve) => setTimeout(resolve, 2)); // By now it should have come.
+  let late: ReturnType<typeof setTimeout>;
+  const never = new Promise((resolve) => late = setTimeout(() => resolve("never"), 50));
+  assertEquals(await Promise.race([selector.select(1, true), never]), []);
+  clearTimeout(late!);
+  selector.close();
+});
+
 Deno.test("N5 a peer that neither reads nor ends holds a closed socket for ten seconds, and not for longer", async () => {
   assertEquals(await receivedAfter(9_999), SENT);
   assertLess(await receivedAfter(10_000), SENT);

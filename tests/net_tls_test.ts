@@ -6,17 +6,20 @@ import {
   ClosedError,
   connect,
   connectTls,
+  type ConnectTlsOptions,
   type Coroutine,
   failAfter,
   listen,
   type Listener,
   listenTls,
+  type ListenTlsOptions,
   type Loop,
   readWait,
   sleep,
   type Socket,
   socketPair,
   startTls,
+  type StartTlsOptions,
   TimeoutError,
 } from "../mod.ts";
 import { readAll, readExactly, run, tls } from "./net_transports.ts";
@@ -108,6 +111,14 @@ Deno.test("N11 connectTls: its addresses are whole, and what it was given reache
   } finally {
     Deno.connect = real;
   }
+});
+
+Deno.test("N11 what is optional may be undefined", granted, () => {
+  const none = { hostname: undefined, alpnProtocols: undefined };
+  const _connecting: ConnectTlsOptions = { ...none, port: 1, caCerts: undefined };
+  const _starting: StartTlsOptions = { ...none, caCerts: undefined };
+  const listening: ListenTlsOptions = { ...none, ...tls.server, port: 0 };
+  listenTls(listening).close();
 });
 
 Deno.test("N11 without TLS there is nothing to agree on", () =>

@@ -1,0 +1,23 @@
+/**
+ * tests/heap.ts: programs that look at their own heap.
+ *
+ * @example
+ * ```ts ignore
+ * assertEquals(await printedBy("Queue", `const before = used(); ...; console.log(used() - before < 1e6)`), "true\n");
+ * ```
+ */
+
+const MOD = new URL("../mod.ts", import.meta.url);
+
+/**
+ * What a program prints that imports `names` from mod.ts and can call `used()`: how many bytes of its heap are alive.
+ * The test that runs it needs `run`.
+ */
+export async function printedBy(names: string, program: string): Promise<string> {
+  const source = `import { ${names} } from "${MOD}";
+    const used = () => (gc(), Deno.memoryUsage().heapUsed);
+    ${program}`;
+  const args = ["eval", "--v8-flags=--expose-gc", source];
+  const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(20_000) });
+  return new TextDecoder().decode((await command.output()).stdout);
+}
