@@ -1244,10 +1244,11 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
       throw new RangeError(`Cannot send ${data.length} bytes on ${this}: a datagram has ${DATAGRAM_MAX} at most`);
     }
     if (this.#leaving) throw new WouldBlock(`Cannot send on ${this}: a datagram has not left yet`);
-    this.#leaving = pool.take(data.length);
-    this.#leaving.set(data);
+    const leaving = pool.take(data.length);
+    leaving.set(data);
+    this.#leaving = leaving;
     this.#sendError = null;
-    this.#conn.send(this.#leaving.subarray(0, data.length), addr).then(
+    this.#conn.send(leaving.subarray(0, data.length), addr).then(
       (n) => this.#onSent(n, null),
       (error) => this.#onSent(0, error),
     );

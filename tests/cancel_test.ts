@@ -1438,6 +1438,29 @@ Deno.test("C10 the cause is the cancellation of the task, not a timeout that cam
   assertEquals(errors.length, 2);
 });
 
+Deno.test("C10 what fails when a shield has lifted its cancellation is not blamed on that", async () => {
+  const errors: Simulation["errors"] = [];
+  const error = new Error("much later");
+  await simulate(function* ({ loop }) {
+    yield* cancelScope((outer) =>
+      cancelScope(function* (inner) {
+        function* failing(): Coroutine {
+          yield* thrownBy(sleep(1e6));
+          inner.shield = true;
+          yield* sleep(1);
+          throw error;
+        }
+        const task = loop.createTask(failing(), { scope: inner });
+        yield* checkpoint();
+        outer.cancel();
+        yield* shield(task.wait());
+      })
+    );
+  }, { errors });
+  assertEquals(errors.map((e) => e.error), [error]);
+  assertEquals("cause" in error, false);
+});
+
 Deno.test("C10 an error of shielded cleanup is the outcome, too, and later cleanup still runs", async () => {
   const errors: Simulation["errors"] = [];
   const log: string[] = [];

@@ -266,6 +266,18 @@ Deno.test("K3 a task whose waits are over at once starves nobody either", needs(
   }
 });
 
+Deno.test("K3 steps that become long after many short ones let the platform turn soon", async () => {
+  await simulate(function* ({ world }) {
+    for (let i = 0; i < 300; i++) yield* checkpoint();
+    const before = world.counts.select;
+    for (let i = 0; i < 40; i++) {
+      world.hold(10);
+      yield* checkpoint();
+    }
+    assert(world.counts.select > before);
+  });
+});
+
 // ---- K4 ----------------------------------------------------------------------------------------------------------
 
 Deno.test("K4 sleep(n) waits at least n on the loop's clock", async () => {
@@ -601,6 +613,14 @@ Deno.test("K6 run rejects what is not a coroutine, and the loop can be used afte
   const { loop } = simulation();
   await assertRejects(() => loop.run((() => {}) as unknown as Coroutine), TypeError, "call it");
   assertEquals(await loop.run(value(1)), 1);
+});
+
+Deno.test("K6 an empty buffer to receive into is refused at once, and not when something arrives", async () => {
+  await simulate(function* ({ loop }) {
+    const refused = loop.createTask(thrownBy(loop.sockRecvInto(new FakeSocket() as any, new Uint8Array(0))));
+    yield* checkpoint();
+    assertInstanceOf(refused.result(), TypeError);
+  });
 });
 
 // ---- K7 ----------------------------------------------------------------------------------------------------------
@@ -1033,6 +1053,21 @@ Deno.test("K8 an error in the first turn reaches who waits for the task beside t
   const task = loop.createTask(fails(error));
   const [, outcome] = await Promise.allSettled([loop.run(checkpoint()), task]);
   assertEquals([outcome, errors], [{ status: "rejected", reason: error }, []]);
+});
+
+Deno.test("K8 an error whose joiner leaves in the last report of a run is reported before that settles", async () => {
+  const told: string[] = [];
+  const { loop } = simulation({
+    onError: (error) => {
+      told.push((error as Error).message);
+      if (told.length === 1) joiner.return(undefined as never);
+    },
+  });
+  const joiner = loop.createTask(fails(new Error("joined"))).join();
+  joiner.next();
+  loop.createTask(fails(new Error("alone")));
+  await loop.run(value(1));
+  assertEquals(told, ["alone", "joined"]);
 });
 
 // ---- K9 ----------------------------------------------------------------------------------------------------------
@@ -1510,6 +1545,24 @@ Deno.test("K11 what another loop's task gives to until() counts as help from out
   await result;
 });
 
+Deno.test("K11 K12 a run that goes on where another was stuck has a grace of its own", async () => {
+  const { loop } = simulation();
+  loop.createTask(park(new ParkingLot("godot")));
+  await assertRejects(() => loop.runForever(), DeadlockError);
+  assertEquals(loop.time(), 1000);
+  await assertRejects(() => loop.runForever(), DeadlockError);
+  assertEquals(loop.time(), 2000);
+});
+
+Deno.test("K11 an event that no task waits for does not cut the grace short", async () => {
+  const { loop } = simulation();
+  const sock = new FakeSocket();
+  sock.ready = EVENT_READ;
+  loop.selector.register(sock, EVENT_READ, null);
+  await assertRejects(() => loop.run(park(new ParkingLot())), DeadlockError);
+  assertEquals(loop.time(), 1000);
+});
+
 // ---- K12 ---------------------------------------------------------------------------------------------------------
 
 Deno.test("K12 runForever resolves when the last task has ended", async () => {
@@ -1657,6 +1710,19 @@ Deno.test("K13 ten thousand tasks, each started by the one before, overflow no s
     }
     assertEquals(yield* nested(10_000), 10_001);
   });
+});
+
+Deno.test("K13 T1 a task whose timeouts pass again and again keeps nothing of them", needs({ run: true }), async () => {
+  const program = `
+    await new Loop().run(function* () {
+      const heap = [];
+      for (let i = 0; i <= 20000; i++) {
+        if (i % 10000 === 0) heap.push(used());
+        yield* moveOnAfter(0, sleep(1));
+      }
+      console.log(heap[2] - heap[1] < 1e6 ? "little" : heap);
+    }());`;
+  assertEquals(await printedByHeap("Loop, moveOnAfter, sleep", program), "little\n");
 });
 
 // ---- K14 ---------------------------------------------------------------------------------------------------------

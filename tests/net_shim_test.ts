@@ -2,7 +2,7 @@
  * The shim from the inside: the selector used by hand, and sockets over connections whose every read, write and accept
  * the test itself completes.
  */
-import { assert, assertEquals, assertInstanceOf, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import {
   type Addr,
   BusyError,
@@ -359,6 +359,13 @@ Deno.test("selector: a select by hand leaves no timer behind", async () => {
   const selected = selector.select(60_000);
   selector.wakeup();
   assertEquals(await selected, []);
+});
+
+Deno.test("selector: close() lets go of the timer of the select under way, of a loop's too", async () => {
+  const selector = new DefaultSelector();
+  const selected = selector.select(1e6, true);
+  selector.close();
+  assertEquals(await selected, []); // A timer left behind is a leak that the sanitizers tell of.
 });
 
 // ---- Reading -----------------------------------------------------------------------------------------------------
@@ -753,6 +760,83 @@ Deno.test("K15 what a socket is called in messages does not hang on the names of
   assertEquals([String(socket), String(listener)], [`socket ${socket.id}`, `listener ${listener.id}`]);
 });
 
+Deno.test("N2 a closeWrite after one that was cancelled waits for what was sent since, and does not spin", async () => {
+  const { conn, sock } = fake();
+  const waits: string[] = [];
+  const loop = new Loop({ trace: ({ task, op }) => void (op === "until" && waits.push(task.name)) });
+  await loop.run((function* (): Coroutine {
+    sock.send(bytes("one"));
+    const first = loop.createTask(sock.closeWrite(), { name: "first" });
+    yield* checkpoint();
+    first.cancel();
+    yield* until(conn.take());
+    sock.send(bytes("two"));
+    const second = loop.createTask(sock.closeWrite(), { name: "second" });
+    for (let i = 0; i < 10; i++) yield* until(turn());
+    assertEquals([second.done, conn.writeEnded], [false, false]);
+    yield* until(conn.take());
+    yield* second.join();
+  })());
+  assertEquals([conn.written, conn.writeEnded], ["onetwo", true]);
+  assertEquals(waits.filter((name) => name === "second").length, 2); // for what was sent, and for the end
+  sock.abort();
+});
+
+Deno.test("N3 of two tasks in closeWrite one that is cancelled does not let others send", async () => {
+  const { sock } = fake();
+  const loop = new Loop();
+  await loop.run((function* (): Coroutine {
+    sock.send(bytes("one"));
+    const [first] = [loop.createTask(sock.closeWrite()), loop.createTask(sock.closeWrite())];
+    yield* checkpoint();
+    first.cancel();
+    yield* first.wait();
+    assertInstanceOf(yield* thrownBy(loop.sockSendall(sock, bytes("two"))), BusyError);
+  })());
+  sock.abort();
+});
+
+Deno.test("C4 N4 who is cancelled in closeWrite just before the socket is closed is cancelled, and has no error", async () => {
+  const { conn, sock } = fake();
+  conn.closeWrite = () => new Promise(() => {});
+  const loop = new Loop();
+  await loop.run((function* (): Coroutine {
+    const ending = loop.createTask(sock.closeWrite());
+    yield* until(turn());
+    ending.cancel();
+    sock.abort();
+    yield* ending.wait();
+    assertEquals([ending.cancelled, ending.error], [true, undefined]);
+  })());
+});
+
+Deno.test("N14 a datagram whose bytes are transferred is refused, before its turn and after, and the socket goes on", async () => {
+  const sent = Promise.withResolvers<number>();
+  const lengths: number[] = [];
+  const sock = new DatagramSocket({
+    addr: { transport: "udp", hostname: "127.0.0.1", port: 1 },
+    receive: () => new Promise<never>(() => {}),
+    send: (data) => (lengths.push(data.length), sent.promise),
+    close: () => {},
+  });
+  const loop = new Loop();
+  await loop.run((function* (): Coroutine {
+    const [gone, going] = [bytes("gone"), bytes("going")];
+    (gone.buffer as ArrayBuffer).transfer();
+    assertInstanceOf(yield* thrownBy(loop.sockSendto(sock, gone, sock.addr)), TypeError);
+    sock.sendto(bytes("first"), sock.addr);
+    const sending = loop.createTask(thrownBy(loop.sockSendto(sock, going, sock.addr)));
+    yield* until(turn());
+    (going.buffer as ArrayBuffer).transfer();
+    sent.resolve(5);
+    const error = yield* sending.join();
+    assertInstanceOf(error, TypeError);
+    assertEquals(error.message.slice(0, 20), "Cannot send 5 bytes:");
+  })());
+  assertEquals(lengths, [5]);
+  sock.close();
+});
+
 // ---- The end -----------------------------------------------------------------------------------------------------
 
 Deno.test("N5 close() delivers, ends its side, reads what comes until the peer ends, and lets go", () =>
@@ -1035,6 +1119,52 @@ Deno.test("N11 startTls is refused while somebody watches whether it can be writ
   await assertRejects(() => new Loop().run(startTls(sock)), BusyError);
   selector.close();
   sock.close();
+});
+
+Deno.test("N5 close() delivers what was sent to a peer that has ended its own side", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  await conn.arriveEnd();
+  sock.send(bytes("one"));
+  sock.send(bytes("two"));
+  sock.close();
+  assertEquals(conn.closed, 0);
+  await conn.take();
+  await conn.take();
+  assertEquals([conn.written, conn.closed], ["onetwo", 1]);
+  selector.close();
+});
+
+Deno.test("N5 a closed socket that pauses between its reads starts none when a write ends meanwhile", async () => {
+  const { conn, sock } = fake();
+  sock.send(bytes("one"));
+  sock.send(bytes("two"));
+  sock.close();
+  for (let i = 1; i < 8; i++) await conn.arrive("x");
+  conn.reads.shift()!.resolve(1); // The eighth: the pause begins.
+  conn.writes.shift()!.resolve(3);
+  for (let i = 0; i < 3; i++) await turn();
+  assertEquals([conn.reads.length, conn.writes.length], [1, 1]);
+  sock.abort();
+});
+
+Deno.test("N11 startTls on a stream that has ended, or has failed, says so and leaves the socket open", async () => {
+  for (const failure of [null, new Deno.errors.TimedOut("expected")]) {
+    const { conn, sock, selector } = fake();
+    selector.register(sock, EVENT_READ);
+    await selector.select(0);
+    if (failure) conn.reads.shift()!.reject(failure);
+    else conn.reads.shift()!.resolve(null);
+    await turn();
+    selector.unregister(sock);
+    const error = await new Loop().run(thrownBy(startTls(sock)));
+    if (failure) assertStrictEquals(error, failure);
+    else assertInstanceOf(error, Deno.errors.UnexpectedEof);
+    assertEquals(sock.closed, false);
+    sock.abort();
+    selector.close();
+  }
 });
 
 // ---- Listeners ---------------------------------------------------------------------------------------------------

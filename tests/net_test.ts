@@ -897,6 +897,13 @@ Deno.test(
     }),
 );
 
+Deno.test("N9 port 65535 is one to connect to, and what a signal was aborted with is thrown as it is", () =>
+  run(function* () {
+    const reason = new Error("mine");
+    const attempt = connect({ hostname: "127.0.0.1", port: 65535, signal: AbortSignal.abort(reason) });
+    assertStrictEquals(yield* thrownBy(attempt), reason);
+  }));
+
 Deno.test("N9 connect to a name that is none", needs({ net: true }), () =>
   run(function* () {
     const error = yield* thrownBy(connect({ hostname: "no such name", port: 1 }));

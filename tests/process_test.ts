@@ -247,6 +247,18 @@ test("P2 a signal that is named twice is one, and a flood is dropped beyond 1024
   await Promise.resolve();
 });
 
+test("P2 a queue that is closed when its loop was stopped does not hold the program", SIGNALS, async () => {
+  const loop = new Loop();
+  const signals = new SignalQueue("SIGUSR1");
+  const waiting = loop.createTask(signals.get());
+  loop.createTask((function* (): Coroutine {
+    yield* untilHolds(() => waiting.op?.[0] === "until");
+    loop.stop();
+  })());
+  await loop.runForever();
+  signals.close(); // An interval left behind is a leak that the sanitizers tell of.
+});
+
 // ---- Workers -------------------------------------------------------------------------------------------------------
 
 test("P3 runInWorker returns what the function returns, or what its promise resolves to", {}, async () => {

@@ -36,7 +36,7 @@ import {
 import { removeSocketFile, run, tcp, tlsTransport, unix } from "./net_transports.ts";
 import { needs, needsPrograms } from "./permissions.ts";
 import { PieceSocket } from "./pieces.ts";
-import { FakeSocket, platformTurn, simulate, type Simulation, simulation, text } from "./world.ts";
+import { FakeSocket, platformTurn, simulate, type Simulation, simulation, text, thrownBy } from "./world.ts";
 
 const ADDR = { transport: "tcp", hostname: "127.0.0.1", port: 1 } as const;
 
@@ -723,6 +723,15 @@ Deno.test("N12 maxConnections and drainTimeout out of range are refused where th
   }
   for (const drainTimeout of [-1, NaN]) {
     assertThrows(() => serve(listener, forever, { drainTimeout }), RangeError, `${drainTimeout}`);
+  }
+});
+
+Deno.test("N10 a mistake of the program in accept ends the server", async () => {
+  for (const mistake of [new TypeError("mine"), new RangeError("mine"), new ReferenceError("mine")]) {
+    const listener = new FakeListener();
+    listener.push(mistake);
+    const error = await simulate(() => thrownBy(serve(listener, forever)));
+    assertEquals([error === mistake, listener.closed], [true, true]);
   }
 });
 

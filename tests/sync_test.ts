@@ -1005,6 +1005,30 @@ Deno.test("S1 putNowait takes no slot that a waiting put was promised", async ()
   });
 });
 
+Deno.test("S4 a queue that was long keeps its order and frees its memory", needs({ run: true }), async () => {
+  const program = `
+    const queue = new Queue();
+    const before = used();
+    let put = 0;
+    let inOrder = 0;
+    for (const times of [3000, 1_000_000]) { // After the first, the ring begins somewhere in its middle.
+      while (queue.size < times) queue.putNowait(put++);
+      while (queue.size > 0) if (queue.getNowait() === inOrder) inOrder++;
+    }
+    const kept = used() - before;
+    console.log(inOrder, queue.size, kept < 1e6 ? "little" : kept);`;
+  assertEquals(await printedBy("Queue", program), "1003000 0 little\n");
+});
+
+Deno.test("S4 a PriorityQueue gives an earlier date, and the shorter of two arrays that begin alike, first", () => {
+  const dates = new PriorityQueue<Date>();
+  for (const ms of [2, 1]) dates.putNowait(new Date(ms));
+  assertEquals(dates.getNowait(), new Date(1));
+  const arrays = new PriorityQueue<number[]>();
+  for (const array of [[1, 0], [1]]) arrays.putNowait(array);
+  assertEquals(arrays.getNowait(), [1]);
+});
+
 // ---- C6: leaving the queue of waiters --------------------------------------------------------------------------
 
 /** Something that three tasks wait for, of which each `wake` serves one. */
@@ -1326,19 +1350,4 @@ Deno.test("S3 a condition refuses a lock that is none, and a predicate that woul
       "Cannot wait for true: it is not a function",
     );
   });
-});
-
-Deno.test("S4 a queue that was long keeps its order and frees its memory", needs({ run: true }), async () => {
-  const program = `
-    const queue = new Queue();
-    const before = used();
-    let put = 0;
-    let inOrder = 0;
-    for (const times of [3000, 1_000_000]) { // After the first, the ring begins somewhere in its middle.
-      while (queue.size < times) queue.putNowait(put++);
-      while (queue.size > 0) if (queue.getNowait() === inOrder) inOrder++;
-    }
-    const kept = used() - before;
-    console.log(inOrder, queue.size, kept < 1e6 ? "little" : kept);`;
-  assertEquals(await printedBy("Queue", program), "1003000 0 little\n");
 });
