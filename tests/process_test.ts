@@ -624,6 +624,14 @@ test("P6 a pool uses idle workers again, and never has more than its size", {}, 
   });
 });
 
+test("P6 a pool that was used, and not closed, lets the program end", needs({ run: true }), async () => {
+  const program = `
+    addEventListener("unload", () => console.log("the end"));
+    const pool = new WorkerPool(1);
+    console.log(await new Loop().run(pool.run(() => 1)));`;
+  assertEquals(await printedBy("Loop, WorkerPool", program), "1\nthe end\n");
+});
+
 test("P6 a cancelled run of a pool ends its worker and another takes its place", {}, async () => {
   await run(function* (loop) {
     using pool = new WorkerPool(1);
