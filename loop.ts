@@ -1065,8 +1065,9 @@ export class Loop {
 }
 
 /**
- * What the promise of an async start knows of the wait that it has begun, be the op yielded again or not. It may live for
- * ever, so once the op is taken back it holds nothing; what it rejects with then is ignored.
+ * The wait that an async start has begun; its op does not tell it from others, as ops can be yielded again. The promise of
+ * the start may live for ever, and this with it: so once the op is taken back it holds nothing, and what the promise rejects
+ * with is ignored.
  */
 class AsyncStart {
   constructor(public task: Task<any> | null) {}
@@ -2198,12 +2199,11 @@ export interface Selector {
   /** Ends the watch; given `events`, only for those. */
   unregister(fileobj: Selectable, events?: number): void;
   /**
-   * Waits until something is ready, but at most `timeout` milliseconds, and says what: for ever if it is undefined, or if it
-   * is `Infinity`, when a task sleeps that long, which keeps the program going as any timer does. What
-   * has been closed counts as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select`
-   * or a `wakeup` will follow: the timer set for this one may be kept until then. It may return early, with nothing; but if
-   * the clock has not moved meanwhile and all tasks wait for each other, that is a deadlock. What it rejects with ends the
-   * run.
+   * Waits until something is ready, and says what; at most `timeout` milliseconds, for ever if that is undefined, or if it is
+   * `Infinity`. (Then a task sleeps that long, which keeps the program going as any timer does.) What has been closed counts
+   * as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select` or a `wakeup` will
+   * follow: the timer set for this one may be kept until then. It may return early, with nothing; but if the clock has not
+   * moved meanwhile and all tasks wait for each other, that is a deadlock. What it rejects with ends the run.
    */
   select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
   /**

@@ -294,11 +294,12 @@ export class DefaultSelector implements Selector {
     }
     if (this._closed) return Promise.reject(new ClosedError("Cannot select: the selector is closed"));
     if (this.#resolve) this.wakeup();
-    if (timeout! <= 0) return this.#platformTurn();
+    if (timeout !== undefined && timeout <= 0) return this.#platformTurn();
     const events = this.poll();
     if (events.length > 0) return Promise.resolve(again ? events : this.#pollByHand());
     this.#keepsTimer = again;
-    this.#setDue(timeout);
+    this.#due = Infinity;
+    if (timeout !== undefined) this.#setDue(timeout);
     return new Promise<void>((resolve) => {
       this.#resolve = resolve;
       if (!this.#rested) this.#noteRest(resolve);
@@ -339,8 +340,7 @@ export class DefaultSelector implements Selector {
     this.#rested = true;
   }
 
-  #setDue(timeout: number | undefined): void {
-    if (timeout === undefined) return void (this.#due = Infinity);
+  #setDue(timeout: number): void {
     const now = performance.now();
     this.#due = Math.min(now + timeout, Number.MAX_VALUE); // At Infinity too there is a timer, set again and again.
     this.#setTimer(now);
