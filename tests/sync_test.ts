@@ -1016,7 +1016,7 @@ Deno.test("S4 a queue that was long keeps its order and frees its memory", needs
       while (queue.size > 0) if (queue.getNowait() === inOrder) inOrder++;
     }
     const kept = used() - before;
-    console.log(inOrder, queue.size, kept < 1e6 ? "little" : kept);`;
+    console.log(inOrder, queue.size, kept < 2e6 ? "little" : kept);`;
   assertEquals(await printedBy("Queue", program), "1003000 0 little\n");
 });
 
