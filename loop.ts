@@ -413,6 +413,7 @@ export class Loop {
     const { signal } = options;
     hush(main);
     checkSignal("run", signal);
+    if (!isGenerator(main)) throw noCoroutine("Cannot run", main, (right) => `run(${right})`);
     const locals = running?.currentTask?._locals ?? null;
     await this.#begin();
     try {
@@ -1355,7 +1356,8 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error.
+   * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error. (A callback that
+   * starts the task anew looks at `cancelled` first: when a run ends, what is started then is cancelled too, without end.)
    *
    * @throws {TypeError} If `callback` is not a function.
    */
@@ -2341,9 +2343,10 @@ export class Cancelled extends Error {
   }
 }
 
-/** Makes `cause`, if there is one, the cause of `error`, unless it has one already. */
+/** Makes `cause`, if there is one, the cause of `error`, unless it has one already, or is itself what led to `cause`. */
 function blame(error: unknown, cause: unknown): void {
   if (!cause || cause === error || isCancelled(error)) return;
+  if (isCancelled(cause) && cause.reason === error) return;
   try {
     // Does nothing to an error that is frozen.
     if (error instanceof Error && error.cause === undefined) Reflect.set(error, "cause", cause);

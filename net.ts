@@ -814,7 +814,7 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Waits until everything sent has left, then ends our side of the stream: the peer sees its end, and can still send. While
-   * it waits, the `sockSendall` of another task is refused.
+   * it waits, the `sockSendall` of another task is refused. Cancelled, it may have ended our side, or may not.
    *
    * @throws {BusyError} If another task is still in `sockSendall`.
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.

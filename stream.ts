@@ -420,6 +420,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /**
    * Ends our side of the stream: the peer sees its end, and can still send. No effect on a socket that cannot.
+   * Cancelled, it may have ended our side, or may not.
    *
    * @throws {BusyError} If another task is writing.
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile.

@@ -1409,6 +1409,31 @@ Deno.test("C10 an error that no cancellation led to gets no cause", async () => 
   assertEquals(errors.length, 1);
 });
 
+Deno.test("C10 an error is not blamed on the cancellation that it led to itself", async () => {
+  for (const joiner of ["the body", "a sibling"]) {
+    const error = new Error(joiner);
+    const thrown = await simulate(() =>
+      thrownBy(taskGroup(function* (group) {
+        const failing = group.createTask((function* (): Coroutine {
+          yield* sleep(1);
+          throw error;
+        })());
+        function* joining(): Coroutine {
+          try {
+            yield* failing.join();
+          } finally {
+            yield* thrownBy(sleep(1)); // A farewell that may fail.
+          }
+        }
+        if (joiner === "a sibling") group.createTask(joining());
+        else yield* joining();
+      }))
+    );
+    assertStrictEquals(thrown, error);
+    assertEquals(error.cause, undefined);
+  }
+});
+
 Deno.test("C10 the cause is the cancellation of the task, not a timeout that came to nothing", async () => {
   const errors: Simulation["errors"] = [];
   const unled = new Error("thrown before the cancellation was");

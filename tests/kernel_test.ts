@@ -615,6 +615,12 @@ Deno.test("K6 run rejects what is not a coroutine, and the loop can be used afte
   assertEquals(await loop.run(value(1)), 1);
 });
 
+Deno.test("K6 what run is given and cannot run is told in the words of run", async () => {
+  const run = (main: unknown) => simulation().loop.run(main as Coroutine);
+  await assertRejects(() => run(value), TypeError, "Cannot run a function: call it, as in run(value())");
+  await assertRejects(() => run(Promise.reject(new Error("expected"))), TypeError, "as in run(until(promise))");
+});
+
 Deno.test("K6 an empty buffer to receive into is refused at once, and not when something arrives", async () => {
   await simulate(function* ({ loop }) {
     const refused = loop.createTask(thrownBy(loop.sockRecvInto(new FakeSocket() as any, new Uint8Array(0))));
