@@ -1289,8 +1289,6 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
 // A pair in memory
 // -------------------------------------
 
-const NOTHING = new Uint8Array(0);
-
 /** One direction of a pair: what was written and not yet read, and who waits for that to change. */
 class Pipe {
   #buffer = new Uint8Array(PIPE_SIZE);
@@ -1326,7 +1324,7 @@ class Pipe {
   abandon(): boolean {
     const unread = this.#to > this.#from;
     this.#from = this.#to = 0;
-    this.#buffer = NOTHING; // Somebody may keep the socket.
+    this.#buffer = new Uint8Array(0); // Somebody may keep the socket.
     this.#readError ??= new Deno.errors.Interrupted("The connection was closed");
     this.#writeError ??= new Deno.errors.BrokenPipe("Broken pipe");
     this.#move();

@@ -3,7 +3,7 @@
  *
  * @example
  * ```ts ignore
- * assertEquals(await printedBy("Queue", `const before = used(); ...; console.log(used() - before < 1e6)`), "true\n");
+ * assertEquals(await runWithGc("Queue", `const before = used(); ...; console.log(used() - before < 1e6)`), "true\n");
  * ```
  */
 
@@ -13,7 +13,7 @@ const MOD = new URL("../mod.ts", import.meta.url);
  * What a program prints that imports `names` from mod.ts and can call `used()`: how many bytes of its heap are alive.
  * The test that runs it needs `run`.
  */
-export async function printedBy(names: string, program: string): Promise<string> {
+export async function runWithGc(names: string, program: string): Promise<string> {
   const source = `import { ${names} } from "${MOD}";
     const used = () => (gc(), Deno.memoryUsage().heapUsed);
     ${program}`;

@@ -34,7 +34,7 @@ import {
   WouldBlock,
   writeWait,
 } from "../mod.ts";
-import { printedBy } from "./heap.ts";
+import { runWithGc } from "./heap.ts";
 import { needs } from "./permissions.ts";
 import { bytes, text, thrownBy } from "./world.ts";
 
@@ -712,7 +712,7 @@ Deno.test(
       silent.close();
       stuck.abort();
     }());`;
-    const printed = await printedBy("checkpoint, Loop, Socket", program);
+    const printed = await runWithGc("checkpoint, Loop, Socket", program);
     assertEquals(printed, "handshake little\ncloseWrite little\ngivenUp little\n");
   },
 );
@@ -738,7 +738,7 @@ Deno.test("N4 a closed socket that somebody keeps holds no buffers", needs({ run
     selector.close();
     const more = held() - before;
     console.log(kept.length, more < 1e7 ? "little" : more);`;
-  assertEquals(await printedBy("DatagramSocket, DefaultSelector, EVENT_READ, socketPair", program), "900 little\n");
+  assertEquals(await runWithGc("DatagramSocket, DefaultSelector, EVENT_READ, socketPair", program), "900 little\n");
 });
 
 Deno.test("N3 two tasks that send on a datagram socket: the second is told which", async () => {

@@ -1,7 +1,7 @@
 /** The one place of the shim where time is the platform's: how long a closed socket lingers. The clock is faked. */
-import { assertEquals, assertLess } from "@std/assert";
+import { assertEquals, assertFalse, assertLess } from "@std/assert";
 import { FakeTime } from "@std/testing/time";
-import { DefaultSelector, EVENT_READ, type Socket, socketPair } from "../mod.ts";
+import { DefaultSelector, EVENT_READ, Loop, sleep, type Socket, socketPair } from "../mod.ts";
 
 const SENT = 100_000;
 
@@ -49,6 +49,17 @@ Deno.test("K4 a timer that a fake of the platform's has swallowed delays no late
   assertEquals(await Promise.race([selector.select(1, true), never]), []);
   clearTimeout(late!);
   selector.close();
+});
+
+Deno.test("K4 FakeTime does not move a loop, as the README says", async () => {
+  using time = new FakeTime();
+  const loop = new Loop();
+  const task = loop.createTask(sleep(1000));
+  const running = loop.runForever();
+  for (let i = 0; i < 3; i++) await time.tickAsync(1000);
+  assertFalse(task.done);
+  task.cancel();
+  await running;
 });
 
 Deno.test("N5 a peer that neither reads nor ends holds a closed socket for ten seconds, and not for longer", async () => {

@@ -26,7 +26,7 @@ import {
   until,
   WorkerPool,
 } from "../mod.ts";
-import { printedBy } from "./heap.ts";
+import { runWithGc } from "./heap.ts";
 import { needs } from "./permissions.ts";
 import { platformTurn, simulation, thrownBy } from "./world.ts";
 
@@ -218,7 +218,7 @@ test("P2 waits for a signal that are cancelled leave nothing behind", needs({ ru
       }
       console.log(heap[2] - heap[1] < 1e6 ? "flat" : heap);
     }());`;
-  assertEquals(await printedBy("checkpoint, Loop, SignalQueue", program), "flat\n");
+  assertEquals(await runWithGc("checkpoint, Loop, SignalQueue", program), "flat\n");
 });
 
 test("P2 closing a SignalQueue wakes who waits for the next arrival", SIGNALS, async () => {
@@ -629,7 +629,7 @@ test("P6 a pool that was used, and not closed, lets the program end", needs({ ru
     addEventListener("unload", () => console.log("the end"));
     const pool = new WorkerPool(1);
     console.log(await new Loop().run(pool.run(() => 1)));`;
-  assertEquals(await printedBy("Loop, WorkerPool", program), "1\nthe end\n");
+  assertEquals(await runWithGc("Loop, WorkerPool", program), "1\nthe end\n");
 });
 
 test("P6 a cancelled run of a pool ends its worker and another takes its place", {}, async () => {
