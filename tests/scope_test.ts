@@ -1853,6 +1853,29 @@ Deno.test("C4 T4 a group in which nothing was started keeps what its body has go
   });
 });
 
+/** What a group makes of what its body returns, if it is cancelled from further out once its only task was ended by `how`. */
+function* keptAfter(how: (group: TaskGroup, task: Task) => void): Coroutine<string | undefined> {
+  let got: string | undefined;
+  yield* cancelScope(function* (outer) {
+    got = yield* taskGroup(function* (group) {
+      const task = group.createTask(sleep(Infinity));
+      yield* checkpoint();
+      how(group, task);
+      yield* shield(task.wait());
+      outer.cancel();
+      return "item";
+    });
+  });
+  return got;
+}
+
+Deno.test("C4 G4 a body keeps what it has got though a task was cancelled by itself, or with its group", async () => {
+  await simulate(function* () {
+    assertEquals(yield* keptAfter((_, task) => task.cancel()), "item");
+    assertEquals(yield* keptAfter((group) => group.cancel()), "item");
+  });
+});
+
 /** A cleanup that outlasts its deadline. */
 function* slow(): Coroutine {
   yield* failAfter(
