@@ -1541,6 +1541,31 @@ Deno.test("G4 a start by who is cancelled already: the task starts, and is cance
   });
 });
 
+Deno.test("G1 C10 a start from outside the group throws TaskError if the group is cancelled; one from within ends with it", async () => {
+  await simulate(function* ({ loop }) {
+    const never = () => sleep(Infinity);
+    let group!: TaskGroup;
+    let within: unknown = "not ended";
+    const owner = loop.createTask(taskGroup(function* (it) {
+      group = it;
+      try {
+        yield* shield(group.start(never));
+      } catch (error) {
+        within = error;
+        throw error;
+      }
+    }));
+    const outside = loop.createTask(thrownBy(() => group.start(never)));
+    yield* sleep(1);
+    group.cancel("enough");
+    const error = yield* outside.join();
+    assertInstanceOf(error, TaskError);
+    assertInstanceOf(error.cause, Cancelled);
+    assertEquals(yield* owner.join(), undefined);
+    assertInstanceOf(within, Cancelled);
+  });
+});
+
 Deno.test("G1 a start from another task keeps the group open until it has started and ended", async () => {
   await simulate(function* ({ loop }) {
     const log: string[] = [];
