@@ -336,6 +336,13 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
     }
     const unspeakable = yield* thrownBy(pool.run(() => Promise.reject(new Error("no reason", { cause: () => {} }))));
     assertEquals([(unspeakable as Error).message, (unspeakable as Error).cause], ["no reason", undefined]);
+    let last: any = yield* thrownBy(pool.run(() => {
+      let error = new Error("0");
+      for (let i = 1; i < 100; i++) error = new Error(String(i), { cause: error });
+      throw error;
+    }));
+    while (last.cause) last = last.cause;
+    assertEquals(last.message, "35"); // 64 errors arrive with their causes, and the cause of the last.
     assertEquals([pool.idle, pool.busy], [1, 0]);
   });
 });
