@@ -932,10 +932,16 @@ for (const transport of withListener) {
 }
 
 Deno.test("N9 connect heeds a signal of its caller too", needs({ net: true }), () =>
-  run(function* () {
+  run(function* (loop) {
     using listener = listen({ hostname: "127.0.0.1", port: 0 });
-    const error = yield* thrownBy(connect({ port: portOf(listener), signal: AbortSignal.abort(new Error("Enough")) }));
+    const port = portOf(listener);
+    const error = yield* thrownBy(connect({ port, signal: AbortSignal.abort(new Error("Enough")) }));
     assertStringIncludes(String(error), "Enough");
+    // It has not even knocked: the first to come is the next one.
+    using next = yield* connect({ port });
+    const [accepted, addr] = yield* loop.sockAccept(listener);
+    accepted.close();
+    assertEquals(addr, next.localAddr);
   }));
 
 Deno.test("N9 a connect that is cancelled gives up its attempt, and closes what it brings too late", async () => {
@@ -971,6 +977,14 @@ Deno.test("N9 a connect that is cancelled gives up its attempt, and closes what 
     for (const dial of [connect, connectTls]) await run(() => moveOnAfter(1, dial({ port: 1 })));
     await platformTurn();
     assertEquals(made.map(({ closed }) => closed), [true, true, true]);
+    // Or it gives up, and says so in its own words.
+    Deno.connect = (async ({ signal }: { signal: AbortSignal }) => {
+      await new Promise((aborted) => signal.addEventListener("abort", aborted));
+      throw new Deno.errors.Interrupted("operation canceled");
+    }) as any;
+    const again = new AbortController();
+    setTimeout(() => again.abort(enough), 1);
+    assertStrictEquals(await run(() => thrownBy(connect({ port: 1, signal: again.signal }))), enough);
   } finally {
     Deno.connect = real;
   }
