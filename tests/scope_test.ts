@@ -1541,7 +1541,7 @@ Deno.test("G4 a start by who is cancelled already: the task starts, and is cance
   });
 });
 
-Deno.test("G1 C10 a start from outside the group throws TaskError if the group is cancelled; one from within ends with it", async () => {
+Deno.test("G4 C11 a start from outside the group throws TaskError if the group is cancelled; one from within ends with it", async () => {
   await simulate(function* ({ loop }) {
     const never = () => sleep(Infinity);
     let group!: TaskGroup;
