@@ -54,9 +54,9 @@ Deno.test("K4 a timer that a fake of the platform's has swallowed delays no late
 Deno.test("K4 FakeTime does not move a loop, as the README says", async () => {
   using time = new FakeTime();
   const loop = new Loop();
-  const task = loop.createTask(sleep(1000));
+  const task = loop.createTask(sleep(1e6));
   const running = loop.runForever();
-  for (let i = 0; i < 3; i++) await time.tickAsync(1000);
+  for (let i = 0; i < 3; i++) await time.tickAsync(1e6);
   assertFalse(task.done);
   task.cancel();
   await running;
