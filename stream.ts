@@ -539,8 +539,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
         await loop.createTask(coro, { name: `writable of ${this}` });
       } catch (error) {
         // Refused, it has sent nothing; after half a chunk there must be no next one.
-        const refused = error instanceof BusyError || error instanceof TypeError;
-        if (refused && writables.get(loop) === writable) writables.delete(loop);
+        if (error instanceof BusyError || error instanceof TypeError) writables.delete(loop);
         throw error;
       }
     };

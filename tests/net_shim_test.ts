@@ -1080,6 +1080,18 @@ Deno.test("N5 a closed socket whose read fails lets go at once, what is unsent t
   selector.close();
 });
 
+Deno.test("N5 after a read that failed close() lets go at once, and does not read again", async () => {
+  const { conn, sock, selector } = fake();
+  sock.send(bytes("sent"));
+  await conn.take();
+  sock._arm(EVENT_READ);
+  conn.reads.shift()!.reject(new Error("the wire is cut"));
+  await turn();
+  sock.close();
+  assertEquals([conn.closed, conn.readSizes.length], [1, 1]);
+  selector.close();
+});
+
 Deno.test("N5 a closed socket that cannot end its side lets go at once", async () => {
   const { conn, sock, selector } = fake();
   sock.send(bytes("sent"));

@@ -12,11 +12,14 @@ import {
   ClosedError,
   connect,
   type Coroutine,
+  DeadlockError,
   failAfter,
   listen,
   Loop,
   moveOnAfter,
   type Op,
+  park,
+  ParkingLot,
   runInWorker,
   signal,
   SignalQueue,
@@ -706,6 +709,17 @@ test("P6 who waits for a thread that another loop's task uses is not in a deadlo
   Atomics.store(gate, 1, 1);
   await first;
   assertEquals(await second, 2);
+});
+
+test("P6 K11 a loop that has used the pool and ended hides no deadlock of another", {}, async () => {
+  using pool = new WorkerPool(1);
+  await run(() => pool.run(() => 1));
+  const { loop } = simulation(); // Its grace is over at once.
+  const main = function* (): Coroutine {
+    yield* all([pool.run(() => 2), pool.run(() => 3)]); // The second waits for the thread.
+    yield* park(new ParkingLot("nobody"));
+  };
+  await assertRejects(() => loop.run(main()), DeadlockError, "nobody");
 });
 
 test(

@@ -613,8 +613,8 @@ Deno.test("N12 onError is told of a Cancelled from elsewhere, and C10 of what an
 
 // ---- Errors of accept ----------------------------------------------------------------------------------------------
 
-function emfile(): Error {
-  return Object.assign(new Error("Too many open files (os error 24)"), { code: "EMFILE" });
+function emfile(code = "EMFILE"): Error {
+  return Object.assign(new Error("Too many open files (os error 24)"), { code });
 }
 
 Deno.test("N10 EMFILE in accept is reported, tried again after 100 ms, and nothing else is lost", async () => {
@@ -634,6 +634,16 @@ Deno.test("N10 EMFILE in accept is reported, tried again after 100 ms, and nothi
     assertEquals(sim.loop.time(), 208);
     assert(socks.every((sock) => !sock.closed));
   });
+});
+
+Deno.test("N10 the report of a shortage of files needs no file itself: it shows no lines of the program", async () => {
+  for (const code of ["EMFILE", "ENFILE", "ENOBUFS"]) {
+    await serving(forever, {}, function* ({ listener, reports }) {
+      listener.push(emfile(code));
+      yield* sleep(1);
+      assertEquals(String((reports[0].error as Error).stack).includes("\n"), code === "ENOBUFS");
+    });
+  }
 });
 
 Deno.test("N10 without onError an error of accept reaches the loop's own", async () => {
