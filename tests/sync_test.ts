@@ -911,12 +911,15 @@ Deno.test("S4 a PriorityQueue orders [priority, item] by the priority, as Python
 });
 
 Deno.test("S4 in a PriorityQueue objects and symbols count as equal, whatever they turn into, and dates do not", () => {
-  const items: unknown[] = [new URL("http://b/"), new URL("http://a/"), { __proto__: null }, Symbol("s"), () => 1];
+  const items: unknown[] = [new URL("http://b/"), "http://a/", new URL("http://a/"), { __proto__: null }, () => 1];
   for (const wrap of [(item: unknown) => item, (item: unknown) => [1, item]]) {
     const queue = new PriorityQueue<unknown>();
     for (const item of items) queue.putNowait(wrap(item));
     assertEquals(Array.from({ length: 5 }, () => queue.getNowait()), items.map(wrap));
   }
+  const symbols = new PriorityQueue<symbol | number>();
+  for (const item of [Symbol.iterator, 2, Symbol.asyncIterator]) symbols.putNowait(item);
+  assertEquals(Array.from({ length: 3 }, () => symbols.getNowait()), [Symbol.iterator, 2, Symbol.asyncIterator]);
   const queue = new PriorityQueue<unknown>();
   for (const year of [2003, 2001, 2002]) queue.putNowait([new Date(year, 0), year]);
   assertEquals(Array.from({ length: 3 }, () => (queue.getNowait() as unknown[])[1]), [2001, 2002, 2003]);
@@ -1002,6 +1005,20 @@ Deno.test("S1 putNowait takes no slot that a waiting put was promised", async ()
     })());
     yield* put.join();
     assertEquals(queue.size, 1);
+  });
+});
+
+Deno.test("S1 S4 putNowait takes no slot that was promised when an item was taken, and the queue never holds too many", async () => {
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<number>(1);
+    queue.putNowait(1);
+    const put = loop.createTask(queue.put(2));
+    yield* checkpoint();
+    assertEquals(queue.getNowait(), 1);
+    assertThrows(() => queue.putNowait(3), WouldBlock);
+    yield* put.join();
+    assertThrows(() => queue.putNowait(3), WouldBlock);
+    assertEquals([queue.getNowait(), queue.size], [2, 0]);
   });
 });
 
