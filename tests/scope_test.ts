@@ -928,9 +928,18 @@ Deno.test("N15 a promise that rejects before anybody waits for it is heard, thou
     for (const run of [all, race] as ((coros: any) => Coroutine<unknown>)[]) {
       assertInstanceOf(yield* thrownBy(run(rejecting())), TypeError);
       assertInstanceOf(yield* thrownBy(run([[rejecting()]])), TypeError);
-      const late = run([rejecting(), sleep(1)]);
+    }
+    const late: ((coro: Coroutine<unknown>) => Coroutine<unknown>)[] = [
+      (coro) => all([coro, sleep(1)]),
+      (coro) => race([coro, sleep(1)]),
+      (coro) => failAfter(1, coro),
+      (coro) => moveOnAfter(1, coro),
+      shield,
+    ];
+    for (const block of late) {
+      const coro = block(rejecting());
       yield* until(platformTurn()); // Deno looks for what nobody has heard.
-      assertEquals(yield* thrownBy(late), wrong);
+      assertEquals(yield* thrownBy(coro), wrong);
     }
   });
 });
@@ -941,7 +950,8 @@ Deno.test("G5 start given what is not a function says so, and one on a closed gr
     let late!: TaskGroup;
     yield* taskGroup(function* (group) {
       late = group;
-      assertInstanceOf(yield* thrownBy(group.start(sleep(1) as never)), TypeError);
+      const { message } = yield* thrownBy(group.start(sleep(1) as never));
+      assert(message.includes("group.start takes a function"), message);
     });
     yield* thrownBy(late.start(() => (calls++, sleep(1))));
     assertEquals(calls, 0);
@@ -1757,6 +1767,26 @@ Deno.test("G5 a group whose block was ended by hand takes no more tasks", async 
     block.return(undefined as never);
     assertThrows(() => group.createTask(sleep(1)), Error, "in this group: its block has ended");
   });
+});
+
+Deno.test("G4 a start that is ended by hand cancels its task, unless that has said that it is ready", async () => {
+  for (const ready of [true, false]) {
+    await simulate(function* () {
+      let child!: Task;
+      yield* taskGroup(function* (group) {
+        const starting = group.start(function* (started): Coroutine {
+          child = currentTask();
+          if (ready) started();
+          yield* sleep(5);
+        });
+        starting.next();
+        yield* checkpoint();
+        starting.return(undefined);
+        yield* child.wait();
+      });
+      assertEquals(child.cancelled, !ready);
+    });
+  }
 });
 
 Deno.test("K8 what fails in a group whose block was ended by hand is reported", async () => {
