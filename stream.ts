@@ -169,12 +169,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   readonly limit: number;
   readonly #limitOfAll: number;
 
-  // Bytes from #from to #to of the buffer have arrived and were not read. The buffer is what the socket gave; or, where
-  // pieces had to be put together, one of our own (#extensible), which has room for more behind #to.
+  // Bytes from #from to #to of the buffer have arrived and were not read. The buffer is what the socket gave, all of it; or,
+  // where pieces had to be put together, one of our own, which has room for more behind #to.
   #buffer: Uint8Array<ArrayBuffer> = EMPTY;
   #from = 0;
   #to = 0;
-  #extensible = false;
 
   #eof = false;
   #closed = false;
@@ -381,7 +380,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
       this.#to = bytes.length;
       return;
     }
-    if (!this.#extensible || this.#buffer.length - this.#to < bytes.length) this.#grow(this.#length + bytes.length);
+    if (this.#buffer.length - this.#to < bytes.length) this.#grow(this.#length + bytes.length);
     this.#buffer.set(bytes, this.#to);
     this.#to += bytes.length;
   }
@@ -393,13 +392,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.#to -= this.#from;
     this.#from = 0;
     this.#buffer = larger;
-    this.#extensible = true;
   }
 
   #forget(): void {
     this.#buffer = EMPTY;
     this.#from = this.#to = 0;
-    this.#extensible = false;
   }
 
   // ---- Writing and the end ----------

@@ -313,6 +313,7 @@ Deno.test("ST3 readAll with a limit: LimitError beyond it, and what has arrived 
   await run(function* () {
     assertEquals(text(yield* ended(["abc", "de"], { limit: 5 }).readAll()), "abcde");
     assertEquals(text(yield* ended(["abc", "de"]).readAll(5)), "abcde");
+    assertEquals((yield* ended([]).readAll(0)).length, 0);
     const stream = ended(["abc", "def", "ghi"], { limit: 5 });
     assertEquals((yield* thrown(LimitError, stream.readAll())).limit, 5);
     assertEquals(text(yield* stream.readAll(100)), "abcdefghi");
@@ -556,8 +557,10 @@ Deno.test("limits, counts, delimiters and data that are none are refused, and th
     assertStringIncludes((yield* thrown(RangeError, stream.read("5" as any))).message, 'Cannot read "5" bytes');
     yield* thrown(TypeError, stream.readUntil(""));
     yield* thrown(TypeError, stream.readUntil(10 as any));
-    yield* thrown(TypeError, stream.write({} as any));
-    yield* thrown(TypeError, stream.write(null as any));
+    for (const data of [{}, null] as any[]) {
+      const { message } = yield* thrown(TypeError, stream.write(data));
+      assertStringIncludes(message, "it must be a string or a Uint8Array");
+    }
     assertEquals(text(yield* stream.readAll()), "abc");
   });
 });
@@ -594,6 +597,18 @@ Deno.test("write sends all of it in order, however little the socket takes at a 
     assertEquals(text(Uint8Array.from(sock.written.flatMap((data) => [...data]))), "grüß Gott");
     yield* stream.closeWrite();
     assert(sock.writeEnded);
+  });
+});
+
+Deno.test("closeWrite has no effect on a socket that cannot, and abort closes one", async () => {
+  await run(function* () {
+    const sock = new PieceSocket("abc").end();
+    Object.assign(sock, { closeWrite: undefined, abort: undefined });
+    const stream = new Stream(sock);
+    yield* stream.closeWrite();
+    assertEquals(text(yield* stream.readAll()), "abc");
+    stream.abort();
+    assert(sock.closed);
   });
 });
 
