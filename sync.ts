@@ -538,7 +538,6 @@ export class Queue<T> {
 
   /** Says that nothing will be put any more. Whoever waits to put fails; those who get, get what is left. */
   close(): void {
-    if (this.#closed) return;
     this.#closed = true;
     this.#putters.unparkAll(false);
     this.#tellDrained();
