@@ -20,8 +20,8 @@
  * - Every op goes through `ready`, and every op is a cancellation point.
  * - Almost nothing interesting happens here. What can be built from ops is built from ops, in another file.
  *
- * What is marked `@ignore` is for the other modules here only, and not in the docs: members that begin with `_`, and the
- * functions that check arguments.
+ * What is marked `@ignore` is for the modules here only, and not in the docs: members that begin with `_`, constructors
+ * that programs do not call, and a few functions, most of which check arguments.
  *
  * @module
  */
@@ -45,8 +45,8 @@ export type Coroutine<T = void> = Generator<Op, T, any>;
 export interface OpHandler<Args extends readonly any[] = any[]> {
   /**
    * Begins the wait. Sooner or later, now or from any callback, it has to end in `task.loop.wake(task, value)` or
-   * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`. It may be async: so is then
-   * what it rejects with, if the task still waits; after `cancel` that is ignored.
+   * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`. It may be async: what it
+   * rejects with is thrown there too, if the task still waits; after `cancel` it is ignored.
    */
   start(task: Task<any>, ...args: Args): void;
   /** Undoes the wait, as if it had never begun: the task was cancelled, and must not be woken any more. */
@@ -260,8 +260,8 @@ export interface LoopOptions {
   /** Told of each error that nobody else is told of. Default: prints the task and the error's stack to stderr. */
   onError?: ((error: unknown, task: Task<any>) => void) | undefined;
   /**
-   * Told of every op of every task before it begins, of those too that a cancelled task is refused. It is not told when a
-   * wait ends, which the task's next op shows, nor when the task does: `addDoneCallback` tells that. What it throws is
+   * Told of every op of every task before it begins, even if it is refused because the task was cancelled. Not told when a
+   * wait ends (the task's next op shows that), nor when a task ends (`addDoneCallback` tells that). What it throws is
    * reported to `onError`.
    */
   trace?: ((event: TraceEvent) => void) | undefined;
@@ -463,6 +463,7 @@ export class Loop {
   /**
    * Makes `runForever` return after the step under way, and `run` reject, unless its `main` has ended. Tasks stay as they
    * are; a later run goes on with them. Until then a wait for a socket, a signal or a worker still keeps the program going.
+   * (Without effect, unlike asyncio's, if the loop does not run.)
    */
   stop(): void {
     this.#stopped = true;
@@ -692,7 +693,7 @@ export class Loop {
     else this.#rouse?.();
   }
 
-  /** Nothing came: throws if the grace is over. (Selectors may return early; a clock that stands still tells nothing.) */
+  /** Nothing came: throws if the grace is over, or if the clock stands still. (Selectors may return early.) */
   #checkDeadlock(since: number): void {
     if (!this.#stuck || this.#stopped) return;
     const passed = this.time() - since;
@@ -717,8 +718,8 @@ export class Loop {
   // ---- Ops --------------------------
 
   /**
-   * Teaches this loop a new op. The loop trusts that something outside ends each wait for it, so there is no
-   * {@linkcode DeadlockError} while one lasts. Waits of tasks for each other are built on `park`.
+   * Teaches this loop a new op. The loop trusts that something outside will end a wait on it, so there is no
+   * {@linkcode DeadlockError} while one lasts. To let tasks wait for each other, build on `park` instead.
    *
    * @throws {TypeError} If it knows the op already, or `handler` lacks `start` or `cancel`.
    *
@@ -886,14 +887,15 @@ export class Loop {
    * Waits for bytes from `sock` and takes at most `maxBytes` of them; an empty array at end of stream. They are yours, but
    * may be a view into a larger buffer: `slice()` them to keep only a few, or to transfer them.
    *
+   * @throws {TypeError} If `sock` is not a socket to receive from.
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    * @throws What the platform says of a connection that has failed: `ConnectionReset`, for one.
    */
   *sockRecv<B extends Uint8Array>(sock: SocketLike<B>, maxBytes: number): Coroutine<B> {
-    if (typeof sock?.recv !== "function") throw noSocket(sock);
-    checkMaxBytes(maxBytes);
+    if (typeof sock?.recv !== "function") throw noSocket("recv", sock);
+    checkCount("recv", maxBytes, 1);
     for (;;) {
       yield ["read_wait", sock];
       try {
@@ -908,15 +910,14 @@ export class Loop {
    * Waits for bytes from `sock`, moves them into `buffer`, and returns how many; 0 at end of stream. For messages of a few
    * kilobytes it is cheaper than `sockRecv`, which returns memory that is never read into again.
    *
-   * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty.
+   * @throws {TypeError} If `sock` is not a socket to receive from, or `buffer` not a `Uint8Array`, or empty.
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    * @throws What the platform says of a connection that has failed, as {@linkcode sockRecv} does.
    */
   *sockRecvInto(sock: SocketLike, buffer: Uint8Array): Coroutine<number> {
-    if (typeof sock?.recvInto !== "function") throw noSocket(sock);
-    checkBytes("recv into", buffer);
-    if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
+    if (typeof sock?.recvInto !== "function") throw noSocket("recvInto", sock);
+    checkBuffer(buffer);
     for (;;) {
       yield ["read_wait", sock];
       try {
@@ -931,13 +932,15 @@ export class Loop {
    * Sends all of `data`. When it returns the bytes have been handed over, and `data` may be changed. If it is
    * cancelled, the error's `bytesSent` says how many were.
    *
-   * @throws {TypeError} If `data` is not a `Uint8Array`, or its buffer is transferred or resized meanwhile.
+   * @throws {TypeError} If `sock` is not a socket, `data` is not a `Uint8Array`, or its buffer is transferred or resized
+   * meanwhile.
    * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    * @throws What the platform says of a connection that takes nothing any more: `BrokenPipe` or `ConnectionReset`.
    */
   *sockSendall(sock: SocketLike, data: Uint8Array): Coroutine<void> {
     checkBytes("send", data);
+    if (typeof sock?.send !== "function") throw noSocket("send", sock);
     const { length } = data;
     let sent = 0;
     beginSending(sock);
@@ -962,13 +965,14 @@ export class Loop {
   /**
    * Waits for a datagram on `sock` and returns at most `maxBytes` of it (the rest is lost), and its sender's address.
    *
+   * @throws {TypeError} If `sock` is not a datagram socket.
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
    * @throws {BusyError} If another task already waits to read `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    */
   *sockRecvfrom<A extends Addr>(sock: DatagramLike<A>, maxBytes: number): Coroutine<[Uint8Array, A]> {
-    if (typeof sock?.recvfrom !== "function") throw noSocket(sock);
-    checkMaxBytes(maxBytes);
+    if (typeof sock?.recvfrom !== "function") throw noSocket("recvfrom", sock);
+    checkCount("recv", maxBytes, 1);
     for (;;) {
       yield ["read_wait", sock];
       try {
@@ -983,12 +987,15 @@ export class Loop {
    * Sends `data` as one datagram to `addr`, waits until it has left, and returns how many bytes that were. If it is
    * cancelled, the error's `bytesSent` says whether it was handed over.
    *
-   * @throws {TypeError} If `data` is not a `Uint8Array`.
+   * @throws {TypeError} If `sock` is not a datagram socket, `data` is not a `Uint8Array`, or its buffer is transferred or
+   * resized meanwhile.
    * @throws {BusyError} If another task is still sending on `sock`.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
+   * @throws What {@linkcode DatagramLike.sendto} throws: in `net.ts`, what is wrong with `addr`, or the platform's errors.
    */
   *sockSendto(sock: DatagramLike, data: Uint8Array, addr: Addr): Coroutine<number> {
     checkBytes("send", data);
+    if (typeof sock?.sendto !== "function") throw noSocket("sendto", sock);
     const { length } = data;
     let sent: number | undefined;
     beginSending(sock);
@@ -1127,7 +1134,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
   }],
   ["park", {
     start(task, lot: ParkingLot<any>) {
-      if (!(lot instanceof ParkingLot)) throw new TypeError(`Cannot park in ${lot}: it is not a ParkingLot`);
+      if (!(lot instanceof ParkingLot)) throw new TypeError(`Cannot park in ${kind(lot)}: it is not a ParkingLot`);
       lot._add(task);
     },
     cancel: (task, lot: ParkingLot<any>) => lot._remove(task),
@@ -1172,7 +1179,7 @@ function endPromiseWait(wait: PromiseWait, then?: (task: Task<any>) => void): vo
   then?.(task);
 }
 
-/** `until` of a task, which must know at once who takes its outcome, and who, its signal aborted, does not any more. */
+/** `until` of a task. The task must know at once that somebody takes its outcome; and, once `signal` aborts, does not. */
 function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): void {
   const parks = other.loop === task.loop ? 1 : 0; // Then nobody but tasks of the loop can end this wait.
   const ended = () => {
@@ -1247,7 +1254,7 @@ export class Task<T = any> implements PromiseLike<T> {
   _pending: unknown = null;
   /** @ignore Task locals, shared with the parent until one of them sets one. */
   _locals: ReadonlyMap<unknown, unknown> | null = null;
-  /** @ignore Whether somebody is there to take its outcome. */
+  /** @ignore How many are there to take its outcome. */
   _watchers = 0;
   /** @ignore Whether `onError` was told of its error. */
   _reported = false;
@@ -1357,7 +1364,7 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /**
    * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error. (A callback that
-   * starts the task anew looks at `cancelled` first: when a run ends, what is started then is cancelled too, without end.)
+   * starts the task anew must look at `cancelled` first: what it starts while a run ends is cancelled too, and so on.)
    *
    * @throws {TypeError} If `callback` is not a function.
    */
@@ -1571,8 +1578,8 @@ class Join<T> {
 }
 
 /**
- * A variable of which each task has its own value, at first that of the task that created it. Make it once, at the top
- * level: a task keeps a value for each that it has set. After Python's `ContextVar`.
+ * A variable that has a value of its own in each task; a new task begins with the value of the one that created it. Make
+ * it once, at the top level: a task keeps a value for each that it has set. After Python's `ContextVar`.
  *
  * @example
  * ```ts
@@ -1720,7 +1727,11 @@ export class CancelScope {
     this.#unlisten = this.#loop._listen(signal, (reason) => this.cancel(reason));
   }
 
-  /** The time on the loop's clock at which the block is cancelled; `Infinity` for never. It can be moved. */
+  /**
+   * The time on the loop's clock at which the block is cancelled; `Infinity` for never. It can be moved.
+   *
+   * @throws {RangeError} If it is set to what is not a number.
+   */
   get deadline(): number {
     return this.#deadline;
   }
@@ -1876,7 +1887,9 @@ export class CancelScope {
 }
 
 function checkDeadline(time: number): void {
-  if (typeof time !== "number" || Number.isNaN(time)) throw new RangeError(`Cannot set the deadline to ${time}`);
+  if (typeof time !== "number" || Number.isNaN(time)) {
+    throw new RangeError(`Cannot set the deadline to ${kind(time)}: it must be a number`);
+  }
 }
 
 /** The reason of a scope that was cancelled by its deadline. */
@@ -1887,7 +1900,7 @@ const DEADLINE = "the deadline has passed";
  * it waits on. Returns what `body` returns, or undefined if the scope's own cancellation ended it. After trio's
  * `CancelScope`.
  *
- * @throws {RangeError} If `timeout` is negative or not a number.
+ * @throws {RangeError} If `timeout` is negative or not a number, or `deadline` not a number.
  * @throws {TypeError} If `body` is not a function, or `signal` not an `AbortSignal`.
  *
  * @example
@@ -2201,11 +2214,11 @@ export interface Selector {
   /** Ends the watch; given `events`, only for those. */
   unregister(fileobj: Selectable, events?: number): void;
   /**
-   * Waits until something is ready, and says what; at most `timeout` milliseconds, for ever if that is undefined, or if it is
-   * `Infinity`. (Then a task sleeps that long, which keeps the program going as any timer does.) What has been closed counts
-   * as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select` or a `wakeup` will
-   * follow: the timer set for this one may be kept until then. It may return early, with nothing; but if the clock has not
-   * moved meanwhile and all tasks wait for each other, that is a deadlock. What it rejects with ends the run.
+   * Waits until something is ready, and says what; at most `timeout` milliseconds, for ever if that is undefined, or if it
+   * is `Infinity`. (Then a task sleeps that long, which keeps the program going as any timer does.) What has been closed
+   * counts as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select` or a `wakeup`
+   * will follow: the timer set for this one may be kept until then. It may return early, with nothing; but if the clock has
+   * not moved meanwhile and all tasks wait for each other, that is a deadlock. What it rejects with ends the run.
    */
   select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
   /**
@@ -2216,7 +2229,7 @@ export interface Selector {
   poll?(): [SelectorKey, number][];
   /**
    * Makes a `select` under way return; with none under way, lets go of what is kept for the next. Without it the loop
-   * starts another `select`, and drops what that one brings: it must not move a virtual clock any more.
+   * starts another `select`, and drops what the first one brings: that must not move a virtual clock any more.
    */
   wakeup?(): void;
   /** Lets go of everything the selector holds. For whoever made it: a loop never closes its selector. */
@@ -2232,7 +2245,10 @@ export interface Clock {
   now(): number;
 }
 
-/** The address of one end of a socket, in the platform's words. */
+/**
+ * The address of one end of a socket, in the platform's words. (On a Unix path the client's end has none: Deno's `path` is
+ * null there, whatever the type says.)
+ */
 export type Addr =
   | { transport: "tcp" | "udp"; hostname: string; port: number }
   | { transport: "unix" | "unixpacket"; path: string };
@@ -2381,8 +2397,8 @@ export class TimeoutError extends Error {
 }
 
 /**
- * Thrown to whoever joins a task that was cancelled: `cause` is the task's `Cancelled`. Also by {@linkcode Task.result} if
- * the task has not ended.
+ * Thrown to whoever joins a task that was cancelled, or failed with the `Cancelled` of something else: that is its `cause`.
+ * Also by {@linkcode Task.result} if the task has not ended; and it is the error of a task that threw undefined.
  */
 export class TaskError extends Error {
   /** The name of the class. */
@@ -2510,15 +2526,20 @@ export function checkDuration(what: string, ms: number): void {
   }
 }
 
-/** @ignore Throws `RangeError` if `maxBytes` is not a number of bytes to read. */
-export function checkMaxBytes(maxBytes: number): void {
-  if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
-    throw new RangeError(`Cannot recv ${kind(maxBytes)} bytes: the number must be a whole one from 1 up`);
-  }
+/** @ignore Throws `RangeError` if `n` is not a number of bytes, `least` at least. */
+export function checkCount(what: string, n: number, least: number): void {
+  if (Number.isSafeInteger(n) && n >= least) return;
+  throw new RangeError(`Cannot ${what} ${kind(n)} bytes: the number must be a whole one from ${least} up`);
 }
 
-function noSocket(sock: unknown): TypeError {
-  return new TypeError(`Cannot recv on ${kind(sock)}: it is not a socket to receive from`);
+/** @ignore Throws `TypeError` if `buffer` is not a `Uint8Array` with room for something. */
+export function checkBuffer(buffer: Uint8Array): void {
+  checkBytes("recv into", buffer);
+  if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
+}
+
+function noSocket(method: string, sock: unknown): TypeError {
+  return new TypeError(`Cannot ${method} on ${kind(sock)}: it is not a socket that can`);
 }
 
 /** Somebody else took what the socket was ready for: the caller waits on. Any other error is thrown. */
@@ -2526,19 +2547,13 @@ function waitOn(error: unknown): void {
   if (!(error instanceof WouldBlock)) throw error;
 }
 
-function beginSending(sock: Partial<SocketLike & DatagramLike>): void {
-  if (typeof (sock?.send ?? sock?.sendto) !== "function") {
-    throw new TypeError(`Cannot send on ${kind(sock)}: it is not a socket`);
-  }
+function beginSending(sock: SocketLike | DatagramLike): void {
   if (sock.sending) throw new BusyError(`Cannot send on ${sock}: another task is still sending on it`);
   sock.sending = true;
 }
 
 function checkLoopOptions({ selector, clock, network, onError, trace }: LoopOptions): void {
-  for (const [name, hook] of Object.entries({ onError, trace })) {
-    if (hook === undefined || typeof hook === "function") continue;
-    throw new TypeError(`Cannot make a loop with the ${name} ${kind(hook)}: it must be a function`);
-  }
+  checkFunctions("make a loop", { onError, trace });
   if (clock !== undefined && typeof clock?.now !== "function") {
     throw new TypeError(`Cannot make a loop with the clock ${kind(clock)}: it needs the function now`);
   }
@@ -2549,6 +2564,14 @@ function checkLoopOptions({ selector, clock, network, onError, trace }: LoopOpti
   }
   if (selector !== undefined && typeof selector?.select !== "function") {
     throw new TypeError(`Cannot make a loop with the selector ${kind(selector)}: it needs the function select`);
+  }
+}
+
+/** @ignore Throws `TypeError` if one of `functions` is given and is none. */
+export function checkFunctions(what: string, functions: Record<string, unknown>): void {
+  for (const [name, value] of Object.entries(functions)) {
+    if (value === undefined || typeof value === "function") continue;
+    throw new TypeError(`Cannot ${what} with the ${name} ${kind(value)}: it must be a function`);
   }
 }
 
@@ -2609,7 +2632,7 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
     thing.then(undefined, () => {}); // Its own error must not end the program: the mistake is the yield.
     return new TypeError("Cannot wait for a promise with yield: write yield* until(promise)");
   }
-  if (Object.prototype.toString.call(op) === "[object Generator]") {
+  if (isGenerator(op)) {
     return new TypeError("Cannot yield a coroutine: the * is missing, write yield* f()");
   }
   return new TypeError(`Cannot yield ${kind(op)}: it is not an op; write yield* f(), or an op such as ["sleep", 10]`);
@@ -2621,7 +2644,7 @@ export function kind(value: unknown): string {
   if (typeof value === "function") return "a function";
   if (typeof value !== "object" || value === null) return String(value);
   try {
-    if (Object.prototype.toString.call(value) === "[object Generator]") return "a coroutine";
+    if (isGenerator(value)) return "a coroutine";
     return `a value of type ${value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)}`;
   } catch {
     return "a value that cannot be looked at";

@@ -33,8 +33,10 @@ import {
   type Addr,
   BusyError,
   Cancelled,
+  checkBuffer,
   checkBytes,
-  checkMaxBytes,
+  checkCount,
+  checkpoint,
   checkRunnable,
   ClosedError,
   type Coroutine,
@@ -244,7 +246,9 @@ export class DefaultSelector implements Selector {
       );
     }
     if (events !== EVENT_READ && events !== EVENT_WRITE && events !== (EVENT_READ | EVENT_WRITE)) {
-      throw new TypeError(`Cannot wait for events ${events}: use EVENT_READ, EVENT_WRITE, or both or-ed together`);
+      throw new TypeError(
+        `Cannot wait for events ${kind(events)}: use EVENT_READ, EVENT_WRITE, or both or-ed together`,
+      );
     }
     if (this._closed) throw new ClosedError(`Cannot wait for ${fileobj}: the selector is closed`);
     if (fileobj.closed) throw new ClosedError(`Cannot wait for ${fileobj}: it is closed`);
@@ -599,11 +603,13 @@ export class Socket extends Pollable implements SocketLike {
    *
    * @throws {WouldBlock} If nothing has arrived.
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
+   * @throws {TypeError} If what was returned before was transferred, and with it what has arrived.
    * @throws {ClosedError} If the socket is closed.
+   * @throws What Deno says of a connection that has failed.
    */
   recv(maxBytes: number): Uint8Array<ArrayBuffer> {
     this._check("recv on");
-    checkMaxBytes(maxBytes);
+    checkCount("recv", maxBytes, 1);
     const from = this.#from;
     if (this.#to === from) return this.#nothing();
     if (this.#to > this.#slab.byteLength) this.#lost();
@@ -615,13 +621,13 @@ export class Socket extends Pollable implements SocketLike {
    * Moves what has arrived into `buffer` and returns how many bytes that was; 0 at end of stream.
    *
    * @throws {WouldBlock} If nothing has arrived.
-   * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty.
+   * @throws {TypeError} If `buffer` is not a `Uint8Array`, or is empty, or what has arrived is lost as for `recv`.
    * @throws {ClosedError} If the socket is closed.
+   * @throws What Deno says of a connection that has failed.
    */
   recvInto(buffer: Uint8Array): number {
     this._check("recv on");
-    checkBytes("recv into", buffer);
-    if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
+    checkBuffer(buffer);
     if (this.#to === this.#from) return this.#nothing().length;
     if (this.#to > this.#slab.byteLength) this.#lost();
     const length = Math.min(this.#to - this.#from, buffer.length);
@@ -863,7 +869,11 @@ export class Socket extends Pollable implements SocketLike {
    */
   *handshake(): Coroutine<TlsHandshakeInfo> {
     this._check("shake hands on");
-    if (!this.#conn.handshake) return { alpnProtocol: null };
+    if (!this.#conn.handshake) {
+      yield* checkpoint();
+      this._check("shake hands on");
+      return { alpnProtocol: null };
+    }
     const { alpnProtocol } = yield* this.#until("shake hands on", () => this.#handshake ??= this.#conn.handshake!());
     return { alpnProtocol: alpnProtocol ?? null };
   }
@@ -902,8 +912,8 @@ export class Socket extends Pollable implements SocketLike {
 
   /**
    * Closes the socket, even one that was closed and is still delivering, and drops what has not left this program. The peer
-   * sees the end of the stream or, if something of its own lay unread, a reset; soon its writes
-   * fail. (With TLS Deno goes on delivering what it has taken, and over TCP even a peer that is reset reads an end first.)
+   * sees the end of the stream or, if something of its own lay unread, a reset; soon its writes fail. (With TLS Deno goes on
+   * delivering what it has taken, and over TCP even a peer that is reset reads an end first.)
    */
   abort(): void {
     this._shut();
@@ -995,7 +1005,7 @@ export class Socket extends Pollable implements SocketLike {
   }
 }
 
-/** Tasks that wait for something of a socket's, each for a promise of its own: one that is cancelled leaves nothing there. */
+/** Tasks that wait for something of a socket, each for a promise of its own: one that is cancelled leaves nothing there. */
 type Waiters<T> = Set<PromiseWithResolvers<T>>;
 
 /** Waits as one of `waiters`; `begin` begins what it waits for. */
@@ -1216,7 +1226,7 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
    */
   recvfrom(maxBytes: number): [Uint8Array, A] {
     this._check("recv on");
-    checkMaxBytes(maxBytes);
+    checkCount("recv", maxBytes, 1);
     const error = this.#receiveError;
     this.#receiveError = null;
     if (error !== null) throw error;

@@ -9,8 +9,8 @@
  * - A listener is removed when its wait or block is over, however it ends: the program then answers the signal as the
  *   platform does, which for most signals is to end.
  * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown to whoever
- *   waits. (With two exceptions, where Deno ends the program: when a worker runs out of memory, and when a thread is to start
- *   and the process may open no more files.)
+ *   waits. (With two exceptions, where Deno ends the program: when a worker runs out of memory, and when a thread is to
+ *   start and the process may open no more files.)
  * - To cancel a run is to terminate its thread. A thread in doubt is never used again.
  *
  * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of
@@ -25,6 +25,7 @@ import type { Worker } from "node:worker_threads";
 import {
   type CancelScope,
   cancelScope,
+  checkFunctions,
   ClosedError,
   type Coroutine,
   currentTask,
@@ -86,7 +87,7 @@ function* nextSignal(names: Deno.Signal[]): Coroutine<Deno.Signal> {
  * await new Loop().run(main());
  * ```
  */
-export class SignalQueue {
+export class SignalQueue implements Disposable {
   readonly #arrived = new Deque<Deno.Signal>();
   /** Only one waits for the next arrival; the others wait for that one. */
   readonly #lock = new Lock();
@@ -191,7 +192,9 @@ function cancelAll(scopes: Set<CancelScope>, reason: string): void {
 function checkSignals(names: string[]): void {
   if (names.length === 0) throw new TypeError('Cannot wait for no signal: name one, as in signal("SIGINT")');
   const wrong = names.findIndex((name) => typeof name !== "string");
-  if (wrong >= 0) throw new TypeError(`Cannot wait for signal ${kind(names[wrong])}: a name such as "SIGINT" is due`);
+  if (wrong >= 0) {
+    throw new TypeError(`Cannot wait for signal ${kind(names[wrong])}: it must be a name such as "SIGINT"`);
+  }
   if (typeof globalThis.Deno?.addSignalListener !== "function") {
     throw new Error(`Cannot wait for ${names.join(", ")}: this platform is not Deno, whose signals these are`);
   }
@@ -215,8 +218,8 @@ export interface WorkerRunOptions {
 /** Options of {@linkcode WorkerPool}. */
 export interface WorkerPoolOptions {
   /**
-   * Told of an error that a worker throws after its run is over and before its next one begins; during that it counts as an
-   * error of that run. Default: prints it to stderr.
+   * Told of an error that a worker throws between two runs; one thrown during a run, by whatever is left of an earlier one
+   * too, is that run's. Default: prints it to stderr.
    */
   onError?: ((error: unknown) => void) | undefined;
 }
@@ -226,11 +229,10 @@ export interface WorkerPoolOptions {
  * it is a promise). If the wait is cancelled the thread is terminated, and the loop goes on at once; Deno may take some
  * seconds to stop a computation in it, so one that has to stop at once should watch a flag in shared memory.
  *
- * The function travels as its source text: it must stand on its own and can use nothing of the file around it but the
+ * The function travels as its source text: it must stand on its own and can use nothing of the file around it, only the
  * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`,
- * the arguments when the run begins.
- * To run more than that, give the address of a module, `new URL("./job.ts", import.meta.url)`, whose default export is
- * called; that needs the permission to read it.
+ * the arguments when the run begins. To run more than that, give the address of a module,
+ * `new URL("./job.ts", import.meta.url)`, whose default export is called; that needs the permission to read it.
  *
  * An error thrown in the thread, or left uncaught there, is thrown here, with its name, message, stack and cause, as one of
  * the built-in classes or a plain `Error`. What it posts with `postMessage` goes nowhere; to report progress, give it a
@@ -292,7 +294,7 @@ function* runAlone(job: Job): Coroutine<unknown> {
  * assertEquals(await new Loop().run(main()), [9, 16, 25]);
  * ```
  */
-export class WorkerPool {
+export class WorkerPool implements Disposable {
   /** How many threads there are at most. */
   readonly size: number;
   readonly #slots: Semaphore;
@@ -315,9 +317,7 @@ export class WorkerPool {
       throw new RangeError(`Cannot make a pool of ${kind(size)} workers: the number must be a whole one from 1 up`);
     }
     const { onError = (error) => console.error("Error in a worker after its run:", error) } = options;
-    if (typeof onError !== "function") {
-      throw new TypeError(`Cannot make a pool of workers with the onError ${kind(onError)}: it must be a function`);
-    }
+    checkFunctions("make a pool of workers", { onError });
     this.size = size;
     this.#slots = new Semaphore(size);
     this.#onError = onError;
@@ -470,7 +470,7 @@ function makeJob(work: unknown, args: readonly unknown[], options: WorkerRunOpti
   const { transfer = [], exportName = "default" } = options;
   if (typeof work === "function") return { request: { source: textOf(work), exportName, args }, transfer };
   if (!(work instanceof URL) && typeof work !== "string") {
-    throw new TypeError(`Cannot run ${kind(work)} in a worker: a function or the URL of a module is due`);
+    throw new TypeError(`Cannot run ${kind(work)} in a worker: it must be a function or the URL of a module`);
   }
   if (!URL.canParse(String(work))) {
     throw new TypeError(

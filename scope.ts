@@ -239,7 +239,7 @@ export class TaskGroup {
       if (!said) task.cancel(); // Only if this wait was ended by force does the task still live.
     }
     if (said) return (said as { value: V }).value;
-    // Cancelled with its group, or from further out, it takes along who is in there too, though in a shield.
+    // If a scope whose cancellation has ended it is around the caller too, the caller ends with it, even in a shield.
     const by = endedBy(task);
     if (by && currentTask()._scope._isIn(by)) throw by._error();
     task.result(); // throws, if it failed or was cancelled
@@ -297,8 +297,8 @@ export class TaskGroup {
     try {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
-        // A loop of empty groups must let others run. What the body has got it keeps, as in trio, unless it was out of reach
-        // of a cancellation that has ended tasks.
+        // A loop of empty groups must let others run. As in trio, a cancellation does not take what the body has got, unless
+        // it has ended tasks of the group.
         if (this.#size === 0) yield* this.#struck ? checkpoint() : shield(checkpoint());
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {

@@ -27,7 +27,9 @@ import {
   BusyError,
   type CancelScope,
   cancelScope,
+  checkCount,
   checkDuration,
+  checkFunctions,
   checkpoint,
   checkRunnable,
   checkSignal,
@@ -115,9 +117,7 @@ export interface StreamSocket extends SocketLike {
 export interface StreamOptions {
   /**
    * How many bytes `readLine` and `readUntil` may gather, the line's end or the delimiter not counted. If given, it holds
-   * for `readAll` too.
-   *
-   * @default 65536
+   * for `readAll` too. Default: 65536.
    */
   limit?: number | undefined;
 }
@@ -219,7 +219,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile. So does every method that reads.
    */
   *read(max: number = READ_MAX): Coroutine<Uint8Array<ArrayBuffer>> {
-    checkCount(max, 1);
+    checkCount("read", max, 1);
     using _reading = this.#beginReading();
     yield* this.#begin();
     if (this.#length === 0) yield* this.#fill(max);
@@ -248,7 +248,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {RangeError} If `n` is not a whole number from 0 up.
    */
   *readExactly(n: number): Coroutine<Uint8Array<ArrayBuffer>> {
-    checkCount(n, 0);
+    checkCount("read", n, 0);
     using _reading = this.#beginReading();
     yield* this.#begin();
     if (n === 0 && this.#length === 0) {
@@ -424,7 +424,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    */
   *closeWrite(): Coroutine<void> {
     this.#check("close the write side of");
-    if (this.sock.closeWrite) yield* this.sock.closeWrite();
+    if (this.sock.closeWrite) return yield* this.sock.closeWrite();
+    yield* checkpoint();
+    this.#check("close the write side of");
   }
 
   /** Closes the socket; what was written is still delivered, what was not read is dropped. Closing twice is fine. */
@@ -557,11 +559,6 @@ function toBytes(what: string, data: Uint8Array | string): Uint8Array {
   throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a string or a Uint8Array`);
 }
 
-function checkCount(n: number, least: number): void {
-  if (Number.isSafeInteger(n) && n >= least) return;
-  throw new RangeError(`Cannot read ${kind(n)} bytes: the number must be a whole one from ${least} up`);
-}
-
 /** Where the line that ends before `end` really ends: a carriage return belongs to the newline behind it. */
 function lineEnd(bytes: Uint8Array, end: number): number {
   return end > 0 && bytes[end - 1] === CR ? end - 1 : end;
@@ -599,8 +596,8 @@ const DRAIN_TIMEOUT = 1000;
 /**
  * What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. Errors of its `accept`
  * are told apart by their `name`: `ConnectionReset`, `ConnectionAborted` and `NotConnected` are a client that was gone
- * before it was accepted; `BadResource`, `TypeError`, `RangeError` and `ReferenceError` end the server; all others are
- * reported, and it tries again after 100 milliseconds.
+ * before it was accepted; `ClosedError`, `BusyError`, `BadResource`, `TypeError`, `RangeError` and `ReferenceError` end
+ * the server; all others are reported, and it tries again after 100 milliseconds.
  */
 export interface ServeListener<S extends StreamSocket = StreamSocket, A extends Addr = Addr>
   extends ListenerLike<S, A> {
@@ -616,22 +613,18 @@ export interface ServeListener<S extends StreamSocket = StreamSocket, A extends 
 export interface ServeOptions<A extends Addr = Addr> {
   /**
    * How many handlers run at once; other connections wait in the system's backlog. A socket that goes on delivering after
-   * its handler has ended is not counted.
-   *
-   * @default Infinity
+   * its handler has ended is not counted. Default: no limit.
    */
   maxConnections?: number | undefined;
   /**
-   * How long handlers may go on, in milliseconds, after the server was asked to end; then they are cancelled.
-   *
-   * @default 1000
+   * How long handlers may go on, in milliseconds, after the server was asked to end; then they are cancelled. Default: 1000.
    */
   drainTimeout?: number | undefined;
   /**
-   * Told of each error of a handler, with its client's address, and without one of those of `accept`, or of an async
-   * `onListen`. Default: the loop's `onError`.
+   * Told of each error of a handler, with its client's address; and, with no address, of those of `accept` and of an
+   * async `onListen`. Default: the loop's `onError`.
    */
-  onError?: ((error: unknown, addr?: Addr) => void) | undefined;
+  onError?: ((error: unknown, addr?: A) => void) | undefined;
   /**
    * Ends the server when it aborts; `serve` then returns. A handler that waits for its client's next request should heed
    * it too: `yield* cancelScope(() => stream.readLine(), { signal })` is then undefined.
@@ -684,11 +677,7 @@ export function serve<S extends StreamSocket, A extends Addr>(
     throw new TypeError(`Cannot serve with ${kind(handler)}: it takes serve(listener, function* (sock, addr) { ... })`);
   }
   checkSignal("serve", signal);
-  for (const [name, hook] of Object.entries({ onError, onListen })) {
-    if (hook !== undefined && typeof hook !== "function") {
-      throw new TypeError(`Cannot serve with the ${name} ${kind(hook)}: it must be a function`);
-    }
-  }
+  checkFunctions("serve", { onError, onListen });
   if (maxConnections !== Infinity && !(Number.isSafeInteger(maxConnections) && maxConnections >= 1)) {
     throw new RangeError(`Cannot serve ${kind(maxConnections)} connections: the number must be a whole one from 1 up`);
   }
@@ -812,7 +801,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   };
 
   /** Tells `onError`, or the loop's, of what went wrong in `task`. */
-  #report(error: unknown, task: Task, addr?: Addr): void {
+  #report(error: unknown, task: Task, addr?: A): void {
     const failed = (error: unknown) => task.loop._report(error, task);
     try {
       if (this.#options.onError) ifRejected(this.#options.onError(error, addr), failed);

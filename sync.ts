@@ -18,6 +18,7 @@
  */
 
 import {
+  checkFunctions,
   checkpoint,
   ClosedError,
   type Coroutine,
@@ -100,7 +101,7 @@ export class Lock {
   readonly #waiters = new ParkingLot("Lock.acquire");
   /** How often it was acquired. */
   #holds = 0;
-  /** @ignore Which of these acquisitions the owner's is: what its guard releases. */
+  /** @ignore The number of the owner's acquisition: its guard releases that one alone. */
   _hold = 0;
 
   /** Whether a task holds it. */
@@ -240,8 +241,8 @@ export class Semaphore {
   }
 
   /**
-   * Gives a slot back: to the task that has waited longest, if there is one. A slot with a guard goes back by that alone:
-   * given back by hand too, it would be another's.
+   * Gives a slot back: to the task that has waited longest, if there is one. If a slot has a guard, leave that to the
+   * guard: a second release would give back somebody else's.
    *
    * @throws {Error} If no slot is taken: `value` is at its `max`.
    */
@@ -355,7 +356,7 @@ export class Condition {
    */
   notify(n: number = 1): void {
     if (!Number.isInteger(n) || n < 0) {
-      throw new RangeError(`Cannot notify ${n} tasks: the number must be a whole one from 0 up`);
+      throw new RangeError(`Cannot notify ${kind(n)} tasks: the number must be a whole one from 0 up`);
     }
     this.#check("notify");
     while (n-- > 0 && this.#waiters.unpark());
@@ -678,9 +679,7 @@ export class PriorityQueue<T> extends Queue<T> {
    * @throws {TypeError} If `compare` is not a function.
    */
   constructor(maxsize: number = 0, compare: (a: T, b: T) => number = inOrder) {
-    if (typeof compare !== "function") {
-      throw new TypeError(`Cannot make a queue with the compare ${kind(compare)}: it must be a function`);
-    }
+    checkFunctions("make a queue", { compare });
     super(maxsize, new Heap<T>((a, b) => compare(a.item, b.item) || a.order - b.order));
   }
 }

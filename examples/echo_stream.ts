@@ -1,4 +1,4 @@
-// The two echo servers of asyncio's manual for its high-level parts, on serve(): with a stream, and with a protocol.
+// The two echo servers of asyncio's manual that the article mentions, on serve(): with a stream, and with a protocol.
 // Terminal 1:  deno run --allow-net examples/echo_stream.ts     (at the end: a port other than 25000, then "protocol")
 // Terminals 2, 3 and so on: nc 127.0.0.1 25000                  (type a line, and it comes back after a "Got: ")
 import { type Addr, type Coroutine, listen, Loop, serve, type Socket, Stream } from "../mod.ts";

@@ -42,7 +42,7 @@ function* server(port: number, drainMs: number): Coroutine<number> {
         code = (yield* moveOnAfter(drainMs, signals.get())) ? 130 : 1;
         clients.cancel("the drain is over");
       }());
-    }); // Left when every client has gone or was cancelled;
+    }); // Left when every client has gone or was cancelled.
     outer.cancel("nobody is left to wait for");
   });
   return code;

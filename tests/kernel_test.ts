@@ -585,12 +585,34 @@ Deno.test("K6 what has no name of its own is told by its kind, and long text is 
   assertStringIncludes(String(error), "Cannot send a string: it must be a Uint8Array");
 });
 
-Deno.test("K6 what is not a socket cannot be sent on", async () => {
+Deno.test("K6 what is not a socket, or not of the right kind, can neither be sent on nor received from", async () => {
   const loop = new Loop();
-  for (const sock of [undefined, null, 7, "somesocket", {}]) {
-    const error = await loop.run(thrownBy(() => loop.sockSendall(sock as never, new Uint8Array(1))));
-    assertInstanceOf(error, TypeError);
-    assertStringIncludes(error.message, "it is not a socket");
+  const [data, addr] = [new Uint8Array(1), { transport: "udp", hostname: "127.0.0.1", port: 1 } as const];
+  const operations: Record<string, (sock: never) => Coroutine<unknown>> = {
+    recv: (sock) => loop.sockRecv(sock, 1),
+    recvInto: (sock) => loop.sockRecvInto(sock, data),
+    send: (sock) => loop.sockSendall(sock, data),
+    recvfrom: (sock) => loop.sockRecvfrom(sock, 1),
+    sendto: (sock) => loop.sockSendto(sock, data, addr),
+  };
+  const can = (...methods: string[]) => Object.fromEntries(methods.map((method) => [method, () => 1]));
+  const [stream, datagram] = [can("recv", "recvInto", "send"), can("recvfrom", "sendto")];
+  for (const [method, operation] of Object.entries(operations)) {
+    for (const sock of [undefined, null, 7, "somesocket", {}, method in stream ? datagram : stream]) {
+      const error = await loop.run(thrownBy(() => operation(sock as never)));
+      assertInstanceOf(error, TypeError);
+      assertMatch(error.message, new RegExp(`^Cannot ${method} on .*: it is not a socket that can$`));
+    }
+  }
+});
+
+Deno.test("K6 a mistake that cannot be put in words is told all the same", async () => {
+  const loop = new Loop();
+  const strange: never[] = [Symbol("s"), Object.create(null)] as never[];
+  for (const thing of strange) {
+    const error = await loop.run(thrownBy(() => park(thing)));
+    assertStringIncludes(error.message, "it is not a ParkingLot");
+    assertThrows(() => cancelScope(function* () {}, { deadline: thing }), RangeError, "it must be a number");
   }
 });
 

@@ -303,6 +303,7 @@ Deno.test("selector: mistakes are told at once", async () => {
   const other = new DefaultSelector();
   assertThrows(() => selector.register({ id: 1 }, EVENT_READ), TypeError, "it is not a socket or listener");
   assertThrows(() => selector.register(sock, 0), TypeError, "Cannot wait for events 0");
+  assertThrows(() => selector.register(sock, Symbol("s") as never), TypeError, "Cannot wait for events Symbol(s)");
   assertThrows(() => selector.register(sock, 4), TypeError, "use EVENT_READ, EVENT_WRITE");
   selector.register(sock, EVENT_READ);
   assertThrows(() => selector.register(sock, EVENT_READ), BusyError, `Cannot recv on ${sock}`);

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
 import {
   BusyError,
+  cancelScope,
   checkpoint,
   ClosedError,
   connect,
@@ -125,6 +126,11 @@ Deno.test("N11 without TLS there is nothing to agree on", () =>
   run(function* () {
     const [left, right] = socketPair();
     assertEquals(yield* left.handshake(), { alpnProtocol: null });
+    yield* cancelScope(function* (scope): Coroutine {
+      scope.cancel();
+      yield* left.handshake();
+      throw new Error("It was not cancelled");
+    });
     left.close();
     right.close();
   }));

@@ -786,9 +786,9 @@ Deno.test("P6 a pool of no size, and work that cannot travel, are refused where 
   for (const size of [0, -1, 1.5, NaN]) assertThrows(() => new WorkerPool(size), RangeError);
   assertThrows(() => new WorkerPool("5" as any), RangeError, 'a pool of "5" workers');
   assertThrows(() => new WorkerPool(1, { onError: 5 as any }), TypeError, "onError 5: it must be a function");
-  assertThrows(() => runInWorker(Object.create(null)), TypeError, "a function or the URL of a module is due");
+  assertThrows(() => runInWorker(Object.create(null)), TypeError, "it must be a function or the URL of a module");
   assertThrows(() => runInWorker("./job.ts"), TypeError, 'new URL("./job.ts", import.meta.url)');
-  assertThrows(() => runInWorker(5 as any), TypeError, "a function or the URL of a module is due");
+  assertThrows(() => runInWorker(5 as any), TypeError, "it must be a function or the URL of a module");
   assertThrows(() => runInWorker(function* () {}), TypeError, "it is a generator");
   assertThrows(() => runInWorker(Math.max, [1, 2]), TypeError, "native or bound");
   assertThrows(() => runInWorker(count.bind(null), [new Int32Array()]), TypeError, "native or bound");

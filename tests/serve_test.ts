@@ -17,6 +17,7 @@ import {
   EVENT_WRITE,
   failAfter,
   listen,
+  type Listener,
   Loop,
   moveOnAfter,
   readWait,
@@ -644,6 +645,15 @@ Deno.test("N10 the report of a shortage of files needs no file itself: it shows 
       assertEquals(String((reports[0].error as Error).stack).includes("\n"), code === "ENOBUFS");
     });
   }
+});
+
+Deno.test("N10 N12 onError is given an address of the listener's kind, as onListen is", () => {
+  const ports: (number | undefined)[] = [];
+  const _serving = (listener: Listener<Deno.NetAddr>) =>
+    serve(listener, (sock) => new Stream(sock).closeWrite(), {
+      onListen: (addr) => ports.push(addr.port),
+      onError: (_error, addr) => ports.push(addr?.port),
+    });
 });
 
 Deno.test("N10 without onError an error of accept reaches the loop's own", async () => {

@@ -600,14 +600,22 @@ Deno.test("write sends all of it in order, however little the socket takes at a 
   });
 });
 
-Deno.test("closeWrite has no effect on a socket that cannot, and abort closes one", async () => {
+Deno.test("C2 closeWrite has no effect on a socket that cannot, but is a cancellation point; abort closes one", async () => {
   await run(function* () {
     const sock = new PieceSocket("abc").end();
     Object.assign(sock, { closeWrite: undefined, abort: undefined });
     const stream = new Stream(sock);
     yield* stream.closeWrite();
     assertEquals(text(yield* stream.readAll()), "abc");
+    yield* cancelScope(function* (scope): Coroutine {
+      scope.cancel();
+      yield* stream.closeWrite();
+      throw new Error("It was not cancelled");
+    });
+    const ending = runningLoop().createTask(thrown(ClosedError, stream.closeWrite()));
+    yield* checkpoint();
     stream.abort();
+    yield* ending.join();
     assert(sock.closed);
   });
 });

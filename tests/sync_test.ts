@@ -381,7 +381,9 @@ Deno.test("S3 notify refuses what is not a number of tasks", async () => {
   await simulate(function* () {
     const condition = new Condition();
     using _guard = yield* condition.acquire();
-    for (const bad of [-1, NaN, 1.5, "x" as unknown as number]) assertThrows(() => condition.notify(bad), RangeError);
+    for (const bad of [-1, NaN, 1.5, "x", Symbol("s")] as number[]) {
+      assertThrows(() => condition.notify(bad), RangeError);
+    }
     condition.notify(0);
   });
 });
