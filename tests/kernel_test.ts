@@ -2329,6 +2329,17 @@ Deno.test("K11 tasks that wait until each other has ended are a deadlock, with j
   );
 });
 
+Deno.test("K11 a wait for what a function returns is told by the name of that, if it has one", async () => {
+  for (const [name, what] of [["answer", "until answer"], ["", "until function"]]) {
+    const { loop } = simulation();
+    const main = function* (): Coroutine {
+      const child: Task = loop.createTask(until(currentTask()));
+      yield* until(Object.defineProperty(() => child, "name", { value: name }));
+    };
+    await assertRejects(() => loop.run(main()), DeadlockError, `"main" (waits for ${what}), task 2`);
+  }
+});
+
 Deno.test("K11 a wait for a task that was cancelled, or has ended, is no longer counted", async () => {
   const { loop } = simulation();
   await loop.run((function* (): Coroutine<void> {
