@@ -54,8 +54,11 @@ const COMMANDS: Record<string, [least: number, most: number, run: (words: Words)
 };
 
 function increment(key: string): Uint8Array {
-  const value = Number(/^-?\d+$/.exec(latin1.decode(store.get(key) ?? text("0")))?.[0]) + 1;
-  if (!Number.isSafeInteger(value)) return text("-ERR value is not an integer or out of range\r\n");
+  const before = Number(/^-?\d+$/.exec(latin1.decode(store.get(key) ?? text("0")))?.[0]);
+  const value = before + 1;
+  if (!Number.isSafeInteger(before) || !Number.isSafeInteger(value)) {
+    return text("-ERR value is not an integer or out of range\r\n");
+  }
   store.set(key, text(String(value)));
   return integer(value);
 }

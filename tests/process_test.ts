@@ -144,6 +144,7 @@ Deno.test("P1 signal throws at its first step if the platform knows no such sign
 Deno.test("P1 a SignalQueue that cannot listen to one of its signals listens to none", () => {
   using counter = new ListenerCounter();
   assertThrows(() => new SignalQueue("SIGUSR1", "SIGNONE" as any), TypeError);
+  assertThrows(() => new SignalQueue(), TypeError, "name one");
   assertEquals(counter.count, 0);
 });
 
@@ -431,12 +432,14 @@ test("P4 an error nobody caught in the worker fails the run; the program and the
     using pool = new WorkerPool(1);
     const timer = yield* thrownBy(pool.run(() => {
       setTimeout(() => {
-        throw new RangeError("from a timer");
+        const own = Object.assign(new Error("what it comes from"), { name: "OwnError" });
+        throw new RangeError("from a timer", { cause: own });
       });
       return new Promise<void>(() => {});
     }));
     assert(timer instanceof RangeError);
     assertEquals(timer.message, "from a timer");
+    assertEquals((timer.cause as Error).name, "OwnError");
     const promise = yield* thrownBy(pool.run(() => {
       Promise.reject(new Error("from a promise"));
       return new Promise<void>(() => {});
@@ -711,6 +714,30 @@ test("P6 who waits for a thread that another loop's task uses is not in a deadlo
   assertEquals(await second, 2);
 });
 
+test(
+  "P6 who waits for a thread that another loop uses is not in a deadlock, though another task has left that pool",
+  {},
+  async () => {
+    using pool = new WorkerPool(1);
+    const gate = new Int32Array(new SharedArrayBuffer(8));
+    let left = false;
+    const first = run(function* (loop) {
+      const endless = loop.createTask(pool.run(count, [gate]));
+      yield* untilHolds(() => Atomics.load(gate, 0) > 0);
+      assertEquals(yield* moveOnAfter(1, pool.run(() => 1)), undefined);
+      left = true;
+      yield* endless.join();
+    });
+    while (!left) await platformTurn();
+    const { loop } = simulation(); // Its grace is over at once.
+    const second = loop.run(pool.run(() => 2));
+    for (let n = 0; n < 20; n++) await platformTurn();
+    Atomics.store(gate, 1, 1);
+    await first;
+    assertEquals(await second, 2);
+  },
+);
+
 test("P6 K11 a loop that has used the pool and ended hides no deadlock of another", {}, async () => {
   using pool = new WorkerPool(1);
   await run(() => pool.run(() => 1));
@@ -761,29 +788,38 @@ test("P6 who waits for a thread looks at each loop that uses the pool, and not a
   assert(looks < 100, `${looks} looks`);
 });
 
-test("P4 N15 an onError of a pool that is async and rejects is printed", {}, async () => {
+test("P4 N15 an onError of a pool that throws, or is async and rejects, is printed", {}, async () => {
+  const wrong = new Error("bad onError");
+  const throwing = () => {
+    throw wrong;
+  };
+  for (const onError of [throwing, () => Promise.reject(wrong)]) assertEquals(await printedBy(onError), [wrong]);
+});
+
+/** What is printed if `onError` of a pool is told of an error. */
+async function printedBy(onError: () => unknown): Promise<unknown[]> {
   const printed: unknown[] = [];
   const original = console.error;
   console.error = (...args: unknown[]) => printed.push(args[1]);
   try {
     await run(function* () {
-      const wrong = new Error("bad onError");
-      using pool = new WorkerPool(1, { onError: () => Promise.reject(wrong) });
+      using pool = new WorkerPool(1, { onError: onError as () => void });
       yield* pool.run(() =>
         void setTimeout(() => {
           throw new Error("stray");
         })
       );
       yield* untilHolds(() => printed.length > 0);
-      assertEquals(printed, [wrong]);
     });
   } finally {
     console.error = original;
   }
-});
+  return printed;
+}
 
 Deno.test("P6 a pool of no size, and work that cannot travel, are refused where they are written", () => {
   for (const size of [0, -1, 1.5, NaN]) assertThrows(() => new WorkerPool(size), RangeError);
+  assertEquals([new WorkerPool(3).size, new WorkerPool().size], [3, navigator.hardwareConcurrency]);
   assertThrows(() => new WorkerPool("5" as any), RangeError, 'a pool of "5" workers');
   assertThrows(() => new WorkerPool(1, { onError: 5 as any }), TypeError, "onError 5: it must be a function");
   assertThrows(() => runInWorker(Object.create(null)), TypeError, "it must be a function or the URL of a module");

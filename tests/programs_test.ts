@@ -180,6 +180,9 @@ Deno.test("examples/kv_server.ts serves redis-cli", needsPrograms(["redis-cli"])
   await using server = await Server.example("kv_server");
   const commands = ["set a hello", "get a", "get b", "incr n", "incr n", "incr a", "exists a n b", "del a b", "dbsize"];
   commands.push("set a 0x10", "incr a", "set a -1", "incr a");
+  for (const most of ["-9007199254740991", "-9007199254740993", "9007199254740991"]) {
+    commands.push(`set a ${most}`, "incr a");
+  }
   const { out } = await client("redis-cli", ["-p", String(server.port)], [...commands, "nonsense", "get"].join("\n"));
   assertEquals(
     out.trimEnd().split(/\n+/),
@@ -197,6 +200,12 @@ Deno.test("examples/kv_server.ts serves redis-cli", needsPrograms(["redis-cli"])
       "ERR value is not an integer or out of range",
       "OK",
       "0",
+      "OK",
+      "-9007199254740990",
+      "OK",
+      "ERR value is not an integer or out of range",
+      "OK",
+      "ERR value is not an integer or out of range",
       'ERR unknown command "NONSENSE"',
       "ERR wrong number of arguments for 'GET' command",
     ].filter((line) => line !== ""),
