@@ -1055,6 +1055,8 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   #accepting = false;
   #accepted: Connection | null = null;
   #error: unknown = null;
+  /** Who waits in `waitClosed`. */
+  readonly #waiters: Waiters<void> = new Set();
 
   /** Makes a listener over `listener`, which is its own from now on. */
   constructor(listener: ConnectionListener<A>) {
@@ -1085,19 +1087,22 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
 
   /** @ignore */
   override get _underWay(): ConnectionListener<A> | null {
-    return this.#accepting ? this.#listener : null;
+    return this.#accepting && !this.closed ? this.#listener : null;
   }
 
   #onAccept(conn: Connection): void {
     this.#accepting = false;
-    if (this.closed) return closeQuietly(conn);
+    if (this.closed) {
+      closeQuietly(conn);
+      return this.#tellReleased();
+    }
     this.#accepted = conn;
     this._signal(EVENT_READ);
   }
 
   #onAcceptError(error: unknown): void {
     this.#accepting = false;
-    if (this.closed) return;
+    if (this.closed) return this.#tellReleased();
     // A client that left before it was accepted is no error of the listener's: the next look arms it again.
     const gone = error instanceof Deno.errors.NotConnected || error instanceof Deno.errors.ConnectionAborted ||
       error instanceof Deno.errors.ConnectionReset;
@@ -1126,15 +1131,33 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   }
 
   /**
-   * Stops listening. Whoever waits on it gets {@linkcode ClosedError}. The port is free for another listener a little later,
-   * after a `sleep(1)`. Closing twice is fine.
+   * Stops listening. Whoever waits on it gets {@linkcode ClosedError}. Its address is free for another listener a little
+   * later: see {@linkcode waitClosed}. Closing twice is fine.
    */
   close(): void {
     if (this.closed) return;
     this._shut();
+    this._hold(); // For `waitClosed`: an accept under way ends now.
     if (this.#accepted) closeQuietly(this.#accepted);
     this.#accepted = null;
     closeQuietly(this.#listener);
+    this.#tellReleased();
+  }
+
+  /**
+   * Waits until it is closed and its address is free again: an `accept` under way holds that until Deno has taken it back.
+   * After asyncio's `Server.wait_closed`.
+   */
+  *waitClosed(): Coroutine<void> {
+    yield* this.#isReleased ? checkpoint() : waitAmong(this.#waiters);
+  }
+
+  get #isReleased(): boolean {
+    return this.closed && !this.#accepting;
+  }
+
+  #tellReleased(): void {
+    if (this.#isReleased) { for (const waiter of this.#waiters) waiter.resolve(); }
   }
 }
 

@@ -607,6 +607,8 @@ export interface ServeListener<S extends StreamSocket = StreamSocket, A extends 
   readonly closed?: boolean;
   /** Stops listening; whoever waits on it gets `ClosedError`. */
   close(): void;
+  /** Waits until it is closed and its address is free again. Without it `serve` may return a little earlier. */
+  waitClosed?(): Coroutine<void>;
 }
 
 /** Options of {@linkcode serve}. */
@@ -732,9 +734,10 @@ class Server<S extends StreamSocket, A extends Addr> {
       acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
       yield* untilAskedToEnd(acceptor);
     } finally {
-      // If busy, it belongs to whoever accepts from it.
-      if (!(acceptor?.error instanceof BusyError)) this.#listener.close();
+      const isOurs = !(acceptor?.error instanceof BusyError); // If busy, it belongs to whoever accepts from it.
+      if (isOurs) this.#listener.close();
       yield* this.#drain(handlers);
+      if (isOurs && this.#listener.waitClosed) yield* shield(this.#listener.waitClosed());
     }
   }
 

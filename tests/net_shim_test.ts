@@ -26,6 +26,7 @@ import {
   Listener,
   listenTls,
   Loop,
+  moveOnAfter,
   type Network,
   Socket,
   socketPair,
@@ -1253,6 +1254,34 @@ Deno.test("N10 a client that was gone before it was accepted is passed over", as
   listener.close();
   await turn();
   selector.close();
+});
+
+Deno.test("N8 waitClosed waits until a listener is closed and Deno has taken back the accept under way", async () => {
+  for (const end of ["no accept", "error", "connection"]) {
+    const below = new FakeListener();
+    below.close = () => {};
+    const listener = new Listener(below);
+    const log: string[] = [];
+    const loop = new Loop();
+    await loop.run((function* (): Coroutine {
+      const waiting = loop.createTask(listener.waitClosed());
+      waiting.addDoneCallback(() => log.push("released"));
+      assertEquals(yield* moveOnAfter(1, listener.waitClosed()), undefined);
+      if (end !== "no accept") listener._arm(EVENT_READ);
+      yield* checkpoint();
+      log.push("open");
+      listener.close();
+      if (end !== "no accept") {
+        yield* until(turn());
+        log.push("closed");
+      }
+      if (end === "error") below.accepts[0].reject(new Deno.errors.BadResource("closed"));
+      else if (end === "connection") below.accepts[0].resolve(new FakeConnection());
+      yield* waiting.join();
+      yield* listener.waitClosed();
+    })());
+    assertEquals(log, end === "no accept" ? ["open", "released"] : ["open", "closed", "released"]);
+  }
 });
 
 Deno.test("N8 a connection that comes to a closed listener is closed", async () => {

@@ -21,6 +21,7 @@ import {
   Loop,
   moveOnAfter,
   readWait,
+  runningLoop,
   serve,
   type ServeListener,
   type ServeOptions,
@@ -718,12 +719,14 @@ Deno.test("N3 N12 a second server on a listener is refused, and the first goes o
   };
   await serving(handler, {}, function* ({ listener, server, sim }) {
     yield* turns(5);
+    Object.assign(listener, { waitClosed: forever }); // Nobody waits for the end of what is another's.
     const register = sim.world.register;
     sim.world.register = (fileobj, events, data) => {
       if (fileobj === listener) throw new BusyError("Cannot wait to accept from it: another task is already waiting");
       return register.call(sim.world, fileobj, events, data);
     };
     assertInstanceOf(yield* failure(sim.loop.createTask(serve(listener, handler))), BusyError);
+    assertEquals(sim.loop.time(), 0);
     sim.world.register = register;
     const [sock] = sockets(1);
     listener.push(sock);
@@ -882,6 +885,37 @@ Deno.test("N12 idle deadlines are one line for who writes the handler", needs({ 
     group.cancel();
     yield* until(platformTurn());
   }));
+});
+
+Deno.test(
+  "N12 serve returns when its address is free: the next server can have it at once",
+  needs({ net: true }),
+  async () => {
+    let listener = listen({ hostname: "127.0.0.1", port: 0 });
+    const { port } = listener.addr;
+    await new Loop().run((function* (): Coroutine {
+      for (let i = 0; i < 20; i++) {
+        const server = runningLoop().createTask(serve(listener, (sock) => new Stream(sock).closeWrite()));
+        const client = new Stream(yield* connect({ port }));
+        assertEquals((yield* client.readAll()).length, 0);
+        client.close();
+        server.cancel();
+        yield* server.wait();
+        listener = listen({ hostname: "127.0.0.1", port });
+      }
+    })());
+    listener.close();
+  },
+);
+
+Deno.test("N12 serve waits for its listener's address though it was cancelled", async () => {
+  await serving(forever, {}, function* ({ listener, server, sim }) {
+    Object.assign(listener, { waitClosed: () => sleep(7) });
+    yield* turns(5);
+    server.cancel();
+    yield* server.wait();
+    assertEquals([server.cancelled, sim.loop.time()], [true, 7]);
+  });
 });
 
 Deno.test("N12 a handler between two requests hears of the signal by a scope, and the server is drained at once", async () => {
