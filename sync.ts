@@ -388,11 +388,36 @@ function holds(predicate: () => unknown): boolean {
 // Queues
 // -------------------------------------
 
-/** Where a queue keeps its items; it decides the order. */
+/**
+ * Where a queue keeps its items; it decides the order, and may drop one for another.
+ *
+ * @example A queue that drops its oldest item rather than let anybody wait
+ * ```ts
+ * import { Queue, type QueueItems } from "@yieldloop/yieldloop";
+ * import { assertEquals } from "@std/assert";
+ *
+ * class Newest<T> implements QueueItems<T> {
+ *   #items: T[] = [];
+ *   constructor(readonly max: number) {}
+ *   get length() {
+ *     return this.#items.length;
+ *   }
+ *   append(item: T) {
+ *     if (this.#items.push(item) > this.max) this.#items.shift();
+ *   }
+ *   popleft() {
+ *     return this.#items.shift();
+ *   }
+ * }
+ * const queue = new Queue(0, new Newest<string>(2));
+ * for (const item of ["a", "b", "c"]) queue.putNowait(item);
+ * assertEquals([queue.getNowait(), queue.getNowait()], ["b", "c"]);
+ * ```
+ */
 export interface QueueItems<T> {
   /** How many there are. */
   readonly length: number;
-  /** Adds one. */
+  /** Adds one. It may drop another, which then counts as dealt with; but there must not be fewer than before. */
   append(item: T): void;
   /** Takes the next one. */
   popleft(): T | undefined;
@@ -523,7 +548,7 @@ export class Queue<T> {
   }
 
   /**
-   * Takes an item if there is one that no waiting task is about to take.
+   * Takes an item if there is one that no waiting task is about to take: a full queue may have none.
    *
    * @throws {WouldBlock} If there is none.
    * @throws {ClosedError} If the queue is closed and no item is left.
@@ -571,8 +596,9 @@ export class Queue<T> {
   }
 
   #add(item: T): void {
+    const before = this.#items.length;
     this.#items.append(item);
-    this.#unfinished++;
+    this.#unfinished += this.#items.length - before;
     this.#offerItem();
   }
 
@@ -597,9 +623,9 @@ export class Queue<T> {
     if (this.#drained) this.#getters.unparkAll(false);
   }
 
-  /** There is an item nobody has spoken for: it goes to the getter that has waited longest. */
+  /** If there is an item nobody has spoken for, it goes to the getter that has waited longest. */
   #offerItem(): void {
-    if (this.#getters.unpark(true)) this.#claimed++;
+    if (this.#available > 0 && this.#getters.unpark(true)) this.#claimed++;
   }
 
   /** An item that was claimed is not needed. */

@@ -26,6 +26,7 @@ import {
   moveOnAfter,
   PriorityQueue,
   Queue,
+  type QueueItems,
   Semaphore,
   sleep,
   type Task,
@@ -1007,6 +1008,37 @@ Deno.test("S1 putNowait takes no slot that a waiting put was promised", async ()
     })());
     yield* put.join();
     assertEquals(queue.size, 1);
+  });
+});
+
+Deno.test("S4 items that drop one for another: nobody gets what is not there, and join waits for what is left", async () => {
+  class Latest implements QueueItems<number> {
+    #items: number[] = [];
+    get length(): number {
+      return this.#items.length;
+    }
+    append(item: number): void {
+      this.#items = [item];
+    }
+    popleft(): number | undefined {
+      return this.#items.shift();
+    }
+  }
+  await simulate(function* ({ loop }) {
+    const queue = new Queue<number>(0, new Latest());
+    const [first, second] = [loop.createTask(queue.get()), loop.createTask(queue.get())];
+    yield* checkpoint();
+    queue.putNowait(1);
+    queue.putNowait(2);
+    assertEquals(yield* first.join(), 2);
+    yield* checkpoint();
+    assertFalse(second.done);
+    queue.putNowait(3);
+    assertEquals(yield* second.join(), 3);
+    queue.taskDone();
+    queue.taskDone();
+    yield* queue.join();
+    assertThrows(() => queue.taskDone(), Error, "called for every item already");
   });
 });
 
