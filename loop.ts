@@ -1181,6 +1181,7 @@ function endPromiseWait(wait: PromiseWait, then?: (task: Task<any>) => void): vo
 
 /** `until` of a task. The task must know at once that somebody takes its outcome; and, once `signal` aborts, does not. */
 function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): void {
+  if (other === task) throw waitsForItself(task);
   const parks = other.loop === task.loop ? 1 : 0; // Then nobody but tasks of the loop can end this wait.
   const ended = () => {
     task.loop._parked -= parks;
@@ -1322,12 +1323,17 @@ export class Task<T = any> implements PromiseLike<T> {
    * Waits for the task to end and returns its value.
    *
    * @throws Its error, the very object; {@linkcode TaskError} with its `Cancelled` as `cause` if it was cancelled.
+   * @throws {Error} If it is the task itself that would wait.
    */
   join(): Coroutine<T> {
     return new Join(this) as unknown as Coroutine<T>;
   }
 
-  /** Waits until the task has ended, whichever way, its cleanup included. */
+  /**
+   * Waits until the task has ended, whichever way, its cleanup included.
+   *
+   * @throws {Error} If it is the task itself that would wait.
+   */
   *wait(): Coroutine<void> {
     yield* ask(this._untilEnded()); // asked for when the wait begins: the task may end before
   }
@@ -1335,6 +1341,7 @@ export class Task<T = any> implements PromiseLike<T> {
   /** @ignore The op that waits for its end. */
   _untilEnded(): Op {
     if (this.done) return CHECKPOINT;
+    if (this === running?.currentTask) throw waitsForItself(this);
     running?._noteWait(this.loop);
     return ["park", this.#joiners ??= new ParkingLot(this)];
   }
@@ -1543,9 +1550,10 @@ class Join<T> {
     const task = this.#task;
     if (task === null) return { value: undefined, done: true };
     if (!this.#waits) {
+      const op = task._untilEnded();
       this.#waits = true;
       task._watchers++;
-      return { value: task._untilEnded(), done: false };
+      return { value: op, done: false };
     }
     this.#task = null;
     return { value: task.result(), done: true };
@@ -2536,6 +2544,10 @@ export function checkCount(what: string, n: number, least: number): void {
 export function checkBuffer(buffer: Uint8Array): void {
   checkBytes("recv into", buffer);
   if (buffer.length === 0) throw new TypeError("Cannot recv into an empty buffer");
+}
+
+function waitsForItself(task: Task<any>): Error {
+  return new Error(`Cannot wait for ${task}: it would wait for itself`);
 }
 
 function noSocket(method: string, sock: unknown): TypeError {

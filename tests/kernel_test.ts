@@ -2316,6 +2316,24 @@ Deno.test("K11 an abort that leaves nothing to wait for is told as a deadlock", 
   await assertRejects(() => loop.run(shielded(new Event().wait()), { signal: controller.signal }), DeadlockError);
 });
 
+Deno.test("K14 a task that would wait for itself is told so, and its error is still reported", async () => {
+  const { loop, errors } = simulation();
+  const wrong = new Error("nobody takes it");
+  await loop.run((function* (): Coroutine<void> {
+    const task = loop.createTask((function* (): Coroutine<void> {
+      const self = currentTask();
+      for (const wait of [() => self.join(), () => self.wait(), () => until(self)] as (() => Coroutine<unknown>)[]) {
+        const { message } = yield* thrownBy(wait);
+        assertEquals(message, `Cannot wait for ${self}: it would wait for itself`);
+      }
+      throw wrong;
+    })());
+    yield* sleep(1);
+    assert(task.done);
+  })());
+  assertEquals(errors.map(({ error }) => error), [wrong]);
+});
+
 Deno.test("K11 tasks that wait until each other has ended are a deadlock, with join or until alike", async () => {
   const { loop } = simulation();
   await assertRejects(
