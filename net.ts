@@ -470,7 +470,10 @@ class BufferPool {
 
 const pool = new BufferPool();
 
-/** What a {@linkcode Socket} needs of the connection below it. `Deno.Conn` has it. What returns a promise must not throw. */
+/**
+ * What a {@linkcode Socket} needs of the connection below it. `Deno.TcpConn`, `Deno.TlsConn` and `Deno.UnixConn` have it.
+ * What returns a promise must not throw.
+ */
 export interface Connection {
   /** Our address. */
   readonly localAddr: Addr;
@@ -512,10 +515,10 @@ const NO_SLAB = new ArrayBuffer(0);
 let scrap: Uint8Array | null = null;
 
 /**
- * A connected socket. `recv`, `recvInto` and `send` never block: what cannot be done now throws {@linkcode WouldBlock}. To
- * wait, a task uses `loop.sockRecv` and `loop.sockSendall`, or `readWait` and `writeWait`.
+ * A connected socket, between addresses of kind `A`. `recv`, `recvInto` and `send` never block: what cannot be done now
+ * throws {@linkcode WouldBlock}. To wait, a task uses `loop.sockRecv` and `loop.sockSendall`, or `readWait` and `writeWait`.
  */
-export class Socket extends Pollable implements SocketLike {
+export class Socket<A extends Addr = Addr> extends Pollable implements SocketLike {
   readonly #conn: Connection;
   /** Whether a task is in `sockSendall` (set by the loop), or waits in `closeWrite`: no other may send. */
   sending = false;
@@ -571,12 +574,12 @@ export class Socket extends Pollable implements SocketLike {
     return `socket ${this.id}`;
   }
   /** Our address. */
-  get localAddr(): Addr {
-    return this.#conn.localAddr;
+  get localAddr(): A {
+    return this.#conn.localAddr as A;
   }
   /** The peer's address. */
-  get remoteAddr(): Addr {
-    return this.#conn.remoteAddr;
+  get remoteAddr(): A {
+    return this.#conn.remoteAddr as A;
   }
 
   /** @ignore */
@@ -1035,7 +1038,7 @@ function closeQuietly(resource: { close(): void }): void {
 // Listeners
 // -------------------------------------
 
-/** What a {@linkcode Listener} needs of the listener below it. `Deno.Listener` has it. */
+/** What a {@linkcode Listener} needs of the listener below it. `Deno.TcpListener` has it, and those like it. */
 export interface ConnectionListener<A extends Addr = Addr> {
   /** The address it listens on. */
   readonly addr: A;
@@ -1050,7 +1053,7 @@ export interface ConnectionListener<A extends Addr = Addr> {
 }
 
 /** A listening socket, at an address of kind `A`. To wait for a connection, a task uses `loop.sockAccept`. */
-export class Listener<A extends Addr = Addr> extends Pollable implements ListenerLike<Socket, A> {
+export class Listener<A extends Addr = Addr> extends Pollable implements ListenerLike<Socket<A>, A> {
   readonly #listener: ConnectionListener<A>;
   #accepting = false;
   #accepted: Connection | null = null;
@@ -1119,7 +1122,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
    * @throws {WouldBlock} If none has.
    * @throws {ClosedError} If the listener is closed.
    */
-  accept(): [Socket, A] {
+  accept(): [Socket<A>, A] {
     this._check("accept from");
     const error = this.#error;
     this.#error = null;
@@ -1127,7 +1130,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
     const conn = this.#accepted;
     if (!conn) throw new WouldBlock(`Cannot accept from ${this}: no connection has arrived`);
     this.#accepted = null;
-    return [new Socket(conn), conn.remoteAddr as A];
+    return [new Socket<A>(conn), conn.remoteAddr as A];
   }
 
   /**
@@ -1647,13 +1650,13 @@ const DENO_ERRORS = new Set<unknown>([Error, URIError, TypeError, ...Object.valu
  * Waits for the connection that `begin` begins. An error of Deno's says neither where to, nor is a line of the program on
  * its stack: so one of the same class says it, with Deno's as its cause. What a `signal` was aborted with stays as it is.
  */
-function* attempt(
+function* attempt<A extends Addr>(
   what: string,
   signal: AbortSignal | undefined,
   begin: (signal: AbortSignal) => Promise<Deno.Conn>,
-): Coroutine<Socket> {
+): Coroutine<Socket<A>> {
   try {
-    return new Socket((yield* until(begin)) as Connection);
+    return new Socket<A>((yield* until(begin)) as Connection);
   } catch (error) {
     if (!(error instanceof Error) || !DENO_ERRORS.has(error.constructor) || signal?.aborted) throw error;
     const explained = new (error.constructor as ErrorConstructor)(`Cannot ${what}: ${error.message}`, { cause: error });
@@ -1805,6 +1808,15 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
  * await new Loop().run(main());
  * ```
  */
+export function connect(
+  options: ConnectOptions & { transport?: "tcp" | undefined },
+): Coroutine<Socket<Addr & { transport: "tcp" }>>;
+/** The same, to a Unix path. */
+export function connect(
+  options: ConnectOptions & { transport: "unix" },
+): Coroutine<Socket<Addr & { transport: "unix" }>>;
+/** The same, where the transport is known only at run time. */
+export function connect(options: ConnectOptions | Addr): Coroutine<Socket>;
 export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
   return (yield* checkRunnable(network().connect(options))) as Socket;
 }
@@ -1819,14 +1831,15 @@ export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  * @throws {Deno.errors.InvalidData} If the peer's certificate is not trusted.
  */
-export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
-  return (yield* checkRunnable(optional("connectTls")(options))) as Socket;
+export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Addr & { transport: "tcp" }>> {
+  return (yield* checkRunnable(optional("connectTls")(options))) as Socket<Addr & { transport: "tcp" }>;
 }
 
 /**
- * Switches a connection that began without TLS to it, as the client. Waits until what was sent has left; after that
- * `sock` is closed and the socket that is returned takes its place. If it is refused, `sock` is as it was; if it is
- * cancelled later, or the sides do not agree, the connection is closed (or kept by Deno, as {@linkcode connectTls} says).
+ * Switches a connection that began without TLS to it, as the client; Deno has no way to do that as the server. Waits until
+ * what was sent has left; after that `sock` is closed and the socket that is returned takes its place. If it is refused,
+ * `sock` is as it was; if it is cancelled later, or the sides do not agree, the connection is closed (or kept by Deno, as
+ * {@linkcode connectTls} says).
  *
  * A `Stream` over `sock` may hold bytes that came before TLS, which anybody may have written: go on only if its
  * `buffered` is 0, and with a new stream.
@@ -1836,7 +1849,10 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket> {
  * that was cancelled has left one.
  * @throws {ClosedError} If `sock` is closed.
  */
-export function* startTls(sock: Socket, options: StartTlsOptions = {}): Coroutine<Socket> {
+export function* startTls(
+  sock: Socket,
+  options: StartTlsOptions = {},
+): Coroutine<Socket<Addr & { transport: "tcp" }>> {
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is not a Socket`);
   checkTlsOptions(options);
   const plain = yield* sock._surrender();

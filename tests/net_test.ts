@@ -1023,6 +1023,21 @@ Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =
     client.close();
   }));
 
+Deno.test(
+  "N9 a socket's addresses have the type of the transport that was asked for",
+  needs({ net: true }),
+  () =>
+    run(function* (loop) {
+      using listener = listen({ hostname: "127.0.0.1", port: 0 });
+      using client = yield* connect({ hostname: "127.0.0.1", port: listener.addr.port });
+      const [server, addr] = yield* loop.sockAccept(listener);
+      assertEquals([client.remoteAddr.port, client.localAddr.port], [listener.addr.port, addr.port]);
+      assertEquals([server.localAddr.port, server.remoteAddr.port], [listener.addr.port, addr.port]);
+      const sockets: Socket[] = [client, server];
+      for (const sock of sockets) sock.abort();
+    }),
+);
+
 Deno.test("N9 IPv6 works as IPv4 does", needs({ net: true }), () =>
   run(function* (loop) {
     using listener = listen({ hostname: "::1", port: 0 });
