@@ -727,6 +727,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
    * @throws {TypeError} If `data` is not a `Uint8Array`.
    * @throws {ClosedError} If the socket is closed.
    * @throws {Deno.errors.BrokenPipe} After `closeWrite`, or if the peer is gone.
+   * @throws What an earlier write has failed with.
    */
   send(data: Uint8Array): number {
     this._check("send on");

@@ -606,7 +606,8 @@ function serveJobs(require: any, key: string): void {
     try {
       return (0, eval)(`"use strict"; (${source})`); // It was written in a module.
     } catch (error) {
-      throw new TypeError("Cannot run this function in a worker: its text does not stand on its own", { cause: error });
+      const why = "its text does not stand on its own, as that of a method does not";
+      throw new TypeError(`Cannot run this function in a worker: ${why}`, { cause: error });
     }
   }
 
