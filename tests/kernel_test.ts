@@ -3,6 +3,7 @@
 import {
   assert,
   assertEquals,
+  assertFalse,
   assertInstanceOf,
   assertMatch,
   assertRejects,
@@ -22,6 +23,7 @@ import {
   connect,
   type Coroutine,
   currentTask,
+  type DatagramLike,
   DeadlockError,
   Event,
   EVENT_READ,
@@ -603,6 +605,49 @@ Deno.test("K6 what is not a socket, or not of the right kind, can neither be sen
       assertInstanceOf(error, TypeError);
       assertMatch(error.message, new RegExp(`^Cannot ${method} on .*: it is not a socket that can$`));
     }
+  }
+});
+
+/** A socket of both kinds that nothing arrives at. */
+function silentSocket(): SocketLike & DatagramLike {
+  const nothing = () => {
+    throw new WouldBlock("nothing has arrived");
+  };
+  return { id: 1, recv: nothing, recvInto: nothing, recvfrom: nothing, send: nothing, sendto: nothing, sent: nothing };
+}
+
+Deno.test("K6 what is wrong with a socket operation is told before it waits", () => {
+  const [loop, sock] = [new Loop(), silentSocket()];
+  const addr = { transport: "udp", hostname: "127.0.0.1", port: 1 } as const;
+  assertThrows(() => loop.sockRecv(sock, 0).next(), RangeError, "recv 0 bytes");
+  assertThrows(() => loop.sockRecvfrom(sock, 0.5).next(), RangeError, "recv 0.5 bytes");
+  assertThrows(() => loop.sockRecvInto(sock, "text" as never).next(), TypeError, "must be a Uint8Array");
+  assertThrows(() => loop.sockRecvInto(sock, new Uint8Array(0)).next(), TypeError, "an empty buffer");
+  assertThrows(() => loop.sockSendall(sock, "text" as never).next(), TypeError, "must be a Uint8Array");
+  assertThrows(() => loop.sockSendto(sock, "text" as never, addr).next(), TypeError, "must be a Uint8Array");
+});
+
+Deno.test("C7 only a Cancelled says how much was sent; what was transferred meanwhile is not sent", () => {
+  const [loop, sock] = [new Loop(), silentSocket()];
+  const addr = { transport: "udp", hostname: "127.0.0.1", port: 1 } as const;
+  for (
+    const send of [
+      (data: Uint8Array) => loop.sockSendall(sock, data),
+      (data: Uint8Array) => loop.sockSendto(sock, data, addr),
+    ]
+  ) {
+    for (const error of [new Cancelled(), new Error("reset")]) {
+      const sending: Coroutine<unknown> = send(new Uint8Array(5));
+      sending.next();
+      assertThrows(() => sending.throw(error));
+      assertEquals("bytesSent" in error, error instanceof Cancelled);
+      assertFalse(sock.sending);
+    }
+    const data = new Uint8Array(5);
+    const sending: Coroutine<unknown> = send(data);
+    sending.next();
+    data.buffer.transfer();
+    assertThrows(() => sending.next(), TypeError, "transferred or resized before they were sent");
   }
 });
 
