@@ -702,20 +702,8 @@ test("P6 a pool that is closed by an argument, as it is copied, ends that run to
   });
 });
 
-test("P6 who waits for a thread that another loop's task uses is not in a deadlock", {}, async () => {
-  using pool = new WorkerPool(1);
-  const gate = new Int32Array(new SharedArrayBuffer(8));
-  const first = run(() => pool.run(count, [gate]));
-  const { loop } = simulation(); // Its grace is over at once.
-  const second = loop.run(pool.run(() => 2));
-  for (let n = 0; n < 20; n++) await platformTurn();
-  Atomics.store(gate, 1, 1);
-  await first;
-  assertEquals(await second, 2);
-});
-
 test(
-  "P6 who waits for a thread that another loop uses is not in a deadlock, though another task has left that pool",
+  "P6 who waits for a thread that another loop's task uses is not in a deadlock, though others have left",
   {},
   async () => {
     using pool = new WorkerPool(1);
