@@ -298,7 +298,7 @@ export class TaskGroup {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
         // A loop of empty groups must let others run. As in trio, a cancellation does not take what the body has got, unless
-        // it has ended tasks of the group.
+        // one from further out has ended tasks of the group.
         if (this.#size === 0) yield* this.#struck ? checkpoint() : shield(checkpoint());
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {

@@ -2361,7 +2361,7 @@ Deno.test("K11 an abort that leaves nothing to wait for is told as a deadlock", 
   await assertRejects(() => loop.run(shielded(new Event().wait()), { signal: controller.signal }), DeadlockError);
 });
 
-Deno.test("K14 a task that would wait for itself is told so, and its error is still reported", async () => {
+Deno.test("K8 a task that would wait for itself is told so, and its error is still reported", async () => {
   const { loop, errors } = simulation();
   const wrong = new Error("nobody takes it");
   await loop.run((function* (): Coroutine<void> {

@@ -20,6 +20,7 @@ import {
   type Listener,
   Loop,
   moveOnAfter,
+  race,
   readWait,
   runningLoop,
   serve,
@@ -907,6 +908,22 @@ Deno.test(
     listener.close();
   },
 );
+
+Deno.test("N12 a handler that waits for something else sees its client leave by a race with readWait", async () => {
+  const ended: number[] = [];
+  const handler = function* (sock: PieceSocket): Coroutine {
+    yield* race([forever(), readWait(sock)]);
+    ended.push(sock.id);
+  };
+  await serving(handler, {}, function* ({ listener, sim }) {
+    const [stays, leaves] = sockets(2);
+    listener.push(stays, leaves);
+    yield* turns(10);
+    leaves.end();
+    yield* turns(10);
+    assertEquals([ended, stays.closed, leaves.closed, sim.loop.time()], [[leaves.id], false, true, 0]);
+  });
+});
 
 Deno.test("N12 serve waits for its listener's address though it was cancelled", async () => {
   await serving(forever, {}, function* ({ listener, server, sim }) {
