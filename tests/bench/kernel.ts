@@ -18,15 +18,15 @@ import {
 } from "./table.ts";
 
 /** The runtimes, by the names of their files and in tables. */
-const RUNTIMES = {
+export const RUNTIMES = {
   yieldloop: "yieldloop",
   bare: "bare generators",
   promises: "promises",
   effection: "effection",
   effect: "Effect",
 } as const;
-type Runtime = keyof typeof RUNTIMES;
-const NAMES = Object.keys(RUNTIMES) as Runtime[];
+export type Runtime = keyof typeof RUNTIMES;
+export const NAMES = Object.keys(RUNTIMES) as Runtime[];
 
 /** How long one case may take, in milliseconds. */
 const CASE_TIMEOUT = 10_000;
@@ -47,13 +47,13 @@ interface Result extends Row {
   times: Record<Runtime, number[]>;
 }
 
-const FAST: readonly Runtime[] = ["yieldloop", "bare", "promises"];
+export const FAST: readonly Runtime[] = ["yieldloop", "bare", "promises"];
 
 function rowsOf(name: CaseName, sizes: readonly number[], runtimes?: readonly Runtime[]): Row[] {
   return sizes.map((n) => ({ name, n, runtimes }));
 }
 
-function rows({ quick, only }: Options): Row[] {
+export function rows({ quick, only }: Options): Row[] {
   const all = quick ? [...rowsOf("switch", [1, 1000]), ...rowsOf("spawn and join", [100, 10_000])] : [
     ...rowsOf("switch", [1, 1000]),
     ...rowsOf("switch", [100_000], FAST),
@@ -77,7 +77,7 @@ function rows({ quick, only }: Options): Row[] {
   return pick(all, only, title);
 }
 
-function title({ name, n }: Row): string {
+export function title({ name, n }: Row): string {
   return `${name}, ${n.toLocaleString("en-US")}`;
 }
 

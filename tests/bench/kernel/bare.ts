@@ -2,7 +2,7 @@
  * The floor: what the platform's generators cost in a loop that does nothing but step them in turn. There are no tasks to
  * join or cancel, no clock, no errors; an op is looked up by its name, and that is all.
  */
-import { type Cases, OPS, start, switchesOf, times } from "./cases.ts";
+import { type Cases, switchesOf, times } from "./cases.ts";
 
 type Op = readonly [name: string];
 type Coroutine = Generator<Op, void, void>;
@@ -55,33 +55,33 @@ function many(n: number, make: () => Coroutine): Coroutine[] {
 }
 
 export const cases: Cases = {
-  "switch": (n) => {
-    const coros = many(n, () => switches(switchesOf(n)));
+  "switch": (n, ops, start) => {
+    const coros = many(n, () => switches(switchesOf(n, ops)));
     const done = start();
     run(coros);
-    return Promise.resolve(done(n * switchesOf(n)));
+    return Promise.resolve(done(n * switchesOf(n, ops)));
   },
-  "spawn and join": (n) => {
+  "spawn and join": (n, ops, start) => {
     const done = start();
-    for (let k = times(n); k > 0; k--) run(many(n, nothing));
-    return Promise.resolve(done(n * times(n)));
+    for (let k = times(n, ops); k > 0; k--) run(many(n, nothing));
+    return Promise.resolve(done(n * times(n, ops)));
   },
-  "queue put and get": (n) => {
+  "queue put and get": (n, ops, start) => {
     const items: number[] = [];
     const done = start();
     run([
       function* () {
-        for (let i = 0; i < OPS; i++) yield* put(items, n, i);
+        for (let i = 0; i < ops; i++) yield* put(items, n, i);
       }(),
       function* () {
-        for (let i = 0; i < OPS; i++) yield* get(items);
+        for (let i = 0; i < ops; i++) yield* get(items);
       }(),
     ]);
-    return Promise.resolve(done(OPS));
+    return Promise.resolve(done(ops));
   },
-  "switch at depth": (n) => {
+  "switch at depth": (n, ops, start) => {
     const done = start();
-    run([deep(n, OPS / 4)]);
-    return Promise.resolve(done(OPS / 4));
+    run([deep(n, ops / 4)]);
+    return Promise.resolve(done(ops / 4));
   },
 };

@@ -2,10 +2,14 @@
  * tests/bench/kernel/cases.ts: what is measured of a kernel, by name. Each runtime has the same cases, in its own idiom,
  * in a file of its own.
  */
-import process from "node:process";
+/**
+ * Does a case once, with `n` tasks, timers or levels: about `ops` operations in all. What is to be measured begins with
+ * `const done = start()` and ends with `return done(the operations it really were)`.
+ */
+export type Case = (n: number, ops: number, start: Stopwatch) => Promise<number>;
 
-/** Does a case once, with `n` tasks, timers or levels, and resolves to nanoseconds per operation. */
-export type Case = (n: number) => Promise<number>;
+/** Starts to measure. What it returns stops that, and tells what one of so many operations took. */
+export type Stopwatch = () => (ops: number) => number;
 
 /** The cases a runtime has; what it has no idiom for is left out. */
 export type Cases = Partial<Record<CaseName, Case>>;
@@ -25,7 +29,7 @@ export type CaseName =
   | "switch at depth"
   | "switch at depth by call";
 
-/** About how many operations one sample of a cheap case does, so that it takes some milliseconds. */
+/** How many operations a sample does, so that it takes some milliseconds. A slow runtime exports a number of its own. */
 export const OPS = 100_000;
 /** How many timers are set and fire again and again, besides those that are pending, and how often each does. */
 export const TIMERS = 5000;
@@ -34,28 +38,16 @@ export const FIRINGS = 4;
 export const LONG = 600_000;
 
 /** How often one of `n` tasks switches: so often that its birth and its end do not show. */
-export function switchesOf(n: number): number {
-  return Math.max(20, 200_000 / n);
+export function switchesOf(n: number, ops: number): number {
+  return Math.max(20, Math.round(10 * ops / n));
 }
 
-/** How often each of `n` has to do it for about {@linkcode OPS} in all. */
-export function times(n: number): number {
-  return Math.max(1, Math.round(OPS / n));
+/** How often each of `n` has to do it for about `ops` in all. */
+export function times(n: number, ops: number): number {
+  return Math.max(1, Math.round(ops / n));
 }
 
 /** A short delay in milliseconds, not the same for all. */
 export function delay(i: number): number {
   return 1 + i % 5;
-}
-
-/**
- * A stopwatch: `const done = start(); ...; return done(ops)`. It counts the processor time of the whole process, the
- * garbage collector's threads included, and not the time: waiting for a timer costs nothing, nor does a busy machine.
- */
-export function start(): (ops: number) => number {
-  const began = process.cpuUsage();
-  return (ops) => {
-    const { user, system } = process.cpuUsage(began);
-    return (user + system) * 1000 / ops;
-  };
 }

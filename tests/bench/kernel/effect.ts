@@ -1,5 +1,5 @@
 /** The kernel cases on Effect. */
-import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, OPS, switchesOf, TIMERS, times } from "./cases.ts";
 
 // The name is not a literal, so that a machine without the npm registry can check this file.
 const npm: string = "npm:effect@3.22.4";
@@ -39,13 +39,13 @@ function besides(n: number, body: () => Generator<any, number, any>): Promise<nu
   });
 }
 
-/** How many of these, for it takes its time. */
-const FEWER = OPS / 10;
+/** How many operations a sample does: it takes its time. */
+export const ops = OPS / 10;
 
 export const cases: Cases = {
-  "switch": (n) =>
+  "switch": (n, ops, start) =>
     run(function* () {
-      const count = switchesOf(n) / 2;
+      const count = switchesOf(n, ops);
       const gate = yield* Deferred.make();
       const fibers = [];
       for (let i = 0; i < n; i++) {
@@ -57,23 +57,23 @@ export const cases: Cases = {
       for (const fiber of fibers) yield* Fiber.join(fiber);
       return done(n * count);
     }),
-  "spawn and join": (n) =>
+  "spawn and join": (n, ops, start) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 10);
+      const count = times(n, ops);
       const done = start();
       for (let k = 0; k < count; k++) yield* together(n, () => Effect.void);
       return done(n * count);
     }),
-  "spawn and join with all": (n) =>
+  "spawn and join with all": (n, ops, start) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 10);
+      const count = times(n, ops);
       const done = start();
       for (let k = 0; k < count; k++) {
         yield* Effect.all(Array.from({ length: n }, () => Effect.void), { concurrency: "unbounded" });
       }
       return done(n * count);
     }),
-  "timer set and fire": (n) =>
+  "timer set and fire": (n, _ops, start) =>
     besides(n, function* () {
       const done = start();
       yield* together(TIMERS, (i) =>
@@ -82,27 +82,27 @@ export const cases: Cases = {
         }));
       return done(TIMERS * FIRINGS);
     }),
-  "timer set and cancel": (n) =>
+  "timer set and cancel": (n, ops, start) =>
     besides(n, function* () {
       const done = start();
-      for (let i = 0; i < FEWER; i++) yield* Effect.timeout(Effect.void, LONG);
-      return done(FEWER);
+      for (let i = 0; i < ops; i++) yield* Effect.timeout(Effect.void, LONG);
+      return done(ops);
     }),
-  "queue put and get": (n) =>
+  "queue put and get": (n, ops, start) =>
     run(function* () {
       const queue = yield* Queue.bounded(n);
       const done = start();
       const getter = yield* Effect.fork(Effect.gen(function* (): any {
-        for (let i = 0; i < FEWER; i++) yield* Queue.take(queue);
+        for (let i = 0; i < ops; i++) yield* Queue.take(queue);
       }));
-      for (let i = 0; i < FEWER; i++) yield* Queue.offer(queue, i);
+      for (let i = 0; i < ops; i++) yield* Queue.offer(queue, i);
       yield* Fiber.join(getter);
-      return done(FEWER);
+      return done(ops);
     }),
-  "lock hand-over": (n) =>
+  "lock hand-over": (n, ops, start) =>
     run(function* () {
       const lock = Effect.unsafeMakeSemaphore(1);
-      const count = Math.ceil(times(n) / 10);
+      const count = times(n, ops);
       function* locks(): any {
         for (let k = 0; k < count; k++) yield* lock.withPermits(1)(Effect.yieldNow());
       }
@@ -110,9 +110,9 @@ export const cases: Cases = {
       yield* together(n, () => Effect.gen(locks));
       return done(n * count);
     }),
-  "event wake": (n) =>
+  "event wake": (n, ops, start) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 10);
+      const count = times(n, ops);
       const events: any[] = [];
       for (let k = 0; k < count; k++) events.push(yield* Deferred.make());
       function* waits(): any {
@@ -129,7 +129,7 @@ export const cases: Cases = {
       for (const fiber of fibers) yield* Fiber.join(fiber);
       return done(n * count);
     }),
-  "cancel": (n) =>
+  "cancel": (n, _ops, start) =>
     run(function* () {
       const fibers = [];
       for (let i = 0; i < n; i++) fibers.push(yield* Effect.fork(Effect.never));
@@ -138,10 +138,10 @@ export const cases: Cases = {
       for (const fiber of fibers) yield* Fiber.interrupt(fiber);
       return done(n);
     }),
-  "switch at depth": (n) =>
+  "switch at depth": (n, ops, start) =>
     run(function* () {
       const done = start();
-      yield* deep(n, FEWER);
-      return done(FEWER);
+      yield* deep(n, ops);
+      return done(ops);
     }),
 };

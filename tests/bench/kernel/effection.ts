@@ -1,5 +1,5 @@
 /** The kernel cases on effection. It has no bounded queue and no lock. */
-import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, OPS, switchesOf, TIMERS, times } from "./cases.ts";
 
 // The name is not a literal, so that a machine without the npm registry can check this file.
 const npm: string = "npm:effection@4.1.1";
@@ -42,13 +42,13 @@ function* besides(n: number, body: () => Operation): Operation {
   return yield* body();
 }
 
-/** How many of these, for it takes its time. */
-const FEWER = OPS / 50;
+/** How many operations a sample does: it takes its time. */
+export const ops = OPS / 25;
 
 export const cases: Cases = {
-  "switch": (n) =>
+  "switch": (n, ops, start) =>
     run(function* () {
-      const count = switchesOf(n) / 5;
+      const count = switchesOf(n, ops);
       const gate = withResolvers();
       const tasks: Operation[] = [];
       for (let i = 0; i < n; i++) tasks.push(yield* spawn(() => switchesBehind(gate.operation, count)));
@@ -58,21 +58,21 @@ export const cases: Cases = {
       for (const task of tasks) yield* task;
       return done(n * count);
     }),
-  "spawn and join": (n) =>
+  "spawn and join": (n, ops, start) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 50);
+      const count = times(n, ops);
       const done = start();
       for (let k = 0; k < count; k++) yield* together(n, nothing);
       return done(n * count);
     }),
-  "spawn and join with all": (n) =>
+  "spawn and join with all": (n, ops, start) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 50);
+      const count = times(n, ops);
       const done = start();
       for (let k = 0; k < count; k++) yield* all(Array.from({ length: n }, () => call(nothing)));
       return done(n * count);
     }),
-  "timer set and fire": (n) =>
+  "timer set and fire": (n, _ops, start) =>
     run(() =>
       besides(n, function* () {
         const done = start();
@@ -82,31 +82,31 @@ export const cases: Cases = {
         return done(TIMERS * FIRINGS);
       })
     ),
-  "timer set and cancel": (n) =>
+  "timer set and cancel": (n, ops, start) =>
     run(() =>
       besides(n, function* () {
         const done = start();
-        for (let i = 0; i < FEWER; i++) yield* race([sleep(LONG), nothing()]);
-        return done(FEWER);
+        for (let i = 0; i < ops; i++) yield* race([sleep(LONG), nothing()]);
+        return done(ops);
       })
     ),
-  "queue put and get": () =>
+  "queue put and get": (_n, ops, start) =>
     run(function* () {
       const queue = createQueue();
       const done = start();
       const getter = yield* spawn(function* () {
-        for (let i = 0; i < FEWER; i++) yield* queue.next();
+        for (let i = 0; i < ops; i++) yield* queue.next();
       });
-      for (let i = 0; i < FEWER; i++) {
+      for (let i = 0; i < ops; i++) {
         queue.add(i);
         yield* yieldNow();
       }
       yield* getter;
-      return done(FEWER);
+      return done(ops);
     }),
-  "event wake": (n) =>
+  "event wake": (n, ops, start) =>
     run(function* () {
-      const count = Math.ceil(times(n) / 50);
+      const count = times(n, ops);
       const events = Array.from({ length: count }, () => withResolvers());
       function* waits(): Operation {
         for (let k = 0; k < count; k++) yield* events[k].operation;
@@ -122,7 +122,7 @@ export const cases: Cases = {
       for (const task of tasks) yield* task;
       return done(n * count);
     }),
-  "cancel": (n) =>
+  "cancel": (n, _ops, start) =>
     run(function* () {
       const tasks = [];
       for (let i = 0; i < n; i++) tasks.push(yield* spawn(() => suspend()));
@@ -131,10 +131,10 @@ export const cases: Cases = {
       for (const task of tasks) yield* task.halt();
       return done(n);
     }),
-  "switch at depth": (n) =>
+  "switch at depth": (n, ops, start) =>
     run(function* () {
       const done = start();
-      yield* deep(n, FEWER);
-      return done(FEWER);
+      yield* deep(n, ops);
+      return done(ops);
     }),
 };

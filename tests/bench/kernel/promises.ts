@@ -1,5 +1,5 @@
 /** The kernel cases on the platform's own promises and timers. */
-import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, type Stopwatch, switchesOf, TIMERS, times } from "./cases.ts";
 
 async function nothing(): Promise<void> {}
 
@@ -28,17 +28,17 @@ async function together(n: number, body: (i: number) => Promise<void>): Promise<
   for (const task of tasks) await task;
 }
 
-/** Timers that are pending. They stay from sample to sample, so that none has to collect those of the one before. */
-let crowd: ReturnType<typeof setTimeout>[] | undefined;
+/** How many timers are pending. They stay from sample to sample, so that none has to collect those of the one before. */
+let crowd = 0;
 
 /** Runs `body` while `n` timers are pending. */
 function besides(n: number, body: () => Promise<number>): Promise<number> {
-  crowd ??= Array.from({ length: n }, (_, i) => setTimeout(() => {}, LONG + i * 7919 % n));
+  for (; crowd < n; crowd++) setTimeout(() => {}, LONG + crowd * 7919 % n);
   return body();
 }
 
 /** Bare callbacks: the least one can do with a timer. */
-function fireTimers(): Promise<number> {
+function fireTimers(start: Stopwatch): Promise<number> {
   const done = start();
   return new Promise((resolve) => {
     let left = TIMERS * FIRINGS;
@@ -51,13 +51,13 @@ function fireTimers(): Promise<number> {
   });
 }
 
-function cancelTimers(): Promise<number> {
+function cancelTimers(ops: number, start: Stopwatch): Promise<number> {
   const done = start();
-  for (let i = 0; i < OPS; i++) {
+  for (let i = 0; i < ops; i++) {
     const timer = setTimeout(() => {}, LONG / 2 + i);
     clearTimeout(timer);
   }
-  return Promise.resolve(done(OPS));
+  return Promise.resolve(done(ops));
 }
 
 /** A bounded queue as one writes it over promises. */
@@ -106,51 +106,51 @@ function forever(signal: AbortSignal): Promise<void> {
 }
 
 export const cases: Cases = {
-  "switch": async (n) => {
+  "switch": async (n, ops, start) => {
     const gate = Promise.withResolvers<void>();
-    const tasks = Array.from({ length: n }, () => gate.promise.then(() => switches(switchesOf(n))));
+    const tasks = Array.from({ length: n }, () => gate.promise.then(() => switches(switchesOf(n, ops))));
     await checkpoint();
     const done = start();
     gate.resolve();
     for (const task of tasks) await task;
-    return done(n * switchesOf(n));
+    return done(n * switchesOf(n, ops));
   },
-  "bare switch": async (n) => {
+  "bare switch": async (n, ops, start) => {
     const gate = Promise.withResolvers<void>();
-    const tasks = Array.from({ length: n }, () => gate.promise.then(() => bareSwitches(switchesOf(n))));
+    const tasks = Array.from({ length: n }, () => gate.promise.then(() => bareSwitches(switchesOf(n, ops))));
     await checkpoint();
     const done = start();
     gate.resolve();
     for (const task of tasks) await task;
-    return done(n * switchesOf(n));
+    return done(n * switchesOf(n, ops));
   },
-  "spawn and join": async (n) => {
+  "spawn and join": async (n, ops, start) => {
     const done = start();
-    for (let k = times(n); k > 0; k--) await together(n, nothing);
-    return done(n * times(n));
+    for (let k = times(n, ops); k > 0; k--) await together(n, nothing);
+    return done(n * times(n, ops));
   },
-  "spawn and join with all": async (n) => {
+  "spawn and join with all": async (n, ops, start) => {
     const done = start();
-    for (let k = times(n); k > 0; k--) await Promise.all(Array.from({ length: n }, nothing));
-    return done(n * times(n));
+    for (let k = times(n, ops); k > 0; k--) await Promise.all(Array.from({ length: n }, nothing));
+    return done(n * times(n, ops));
   },
-  "timer set and fire": (n) => besides(n, fireTimers),
-  "timer set and cancel": (n) => besides(n, cancelTimers),
-  "queue put and get": async (n) => {
+  "timer set and fire": (n, _ops, start) => besides(n, () => fireTimers(start)),
+  "timer set and cancel": (n, ops, start) => besides(n, () => cancelTimers(ops, start)),
+  "queue put and get": async (n, ops, start) => {
     const queue = new Queue<number>(n);
     const done = start();
     const getter = (async () => {
-      for (let i = 0; i < OPS; i++) await queue.get();
+      for (let i = 0; i < ops; i++) await queue.get();
     })();
-    for (let i = 0; i < OPS; i++) await queue.put(i);
+    for (let i = 0; i < ops; i++) await queue.put(i);
     await getter;
-    return done(OPS);
+    return done(ops);
   },
-  "lock hand-over": async (n) => {
+  "lock hand-over": async (n, ops, start) => {
     const lock = new Lock();
     const done = start();
     await together(n, async () => {
-      for (let k = times(n); k > 0; k--) {
+      for (let k = times(n, ops); k > 0; k--) {
         await lock.acquire();
         try {
           await checkpoint();
@@ -159,11 +159,11 @@ export const cases: Cases = {
         }
       }
     });
-    return done(n * times(n));
+    return done(n * times(n, ops));
   },
-  "event wake": async (n) => {
+  "event wake": async (n, ops, start) => {
     let event = Promise.withResolvers<void>();
-    const count = times(n);
+    const count = times(n, ops);
     const tasks = Array.from({ length: n }, async () => {
       for (let k = 0; k < count; k++) await event.promise;
     });
@@ -177,7 +177,7 @@ export const cases: Cases = {
     for (const task of tasks) await task;
     return done(n * count);
   },
-  "cancel": async (n) => {
+  "cancel": async (n, _ops, start) => {
     const controllers = Array.from({ length: n }, () => new AbortController());
     const tasks = controllers.map(async ({ signal }) => {
       try {
@@ -189,9 +189,9 @@ export const cases: Cases = {
     for (const task of tasks) await task;
     return done(n);
   },
-  "switch at depth": async (n) => {
+  "switch at depth": async (n, ops, start) => {
     const done = start();
-    await deep(n, OPS / 4);
-    return done(OPS / 4);
+    await deep(n, ops / 4);
+    return done(ops / 4);
   },
 };

@@ -1,6 +1,6 @@
 /** The kernel cases on yieldloop. */
 import * as yieldloop from "../../../mod.ts";
-import { type Cases, delay, FIRINGS, LONG, OPS, start, switchesOf, TIMERS, times } from "./cases.ts";
+import { type Cases, delay, FIRINGS, LONG, type Stopwatch, switchesOf, TIMERS, times } from "./cases.ts";
 
 const { all, checkpoint, Event, failAfter, Lock, Loop, Queue, sleep } = yieldloop;
 type Coroutine<T = void> = yieldloop.Coroutine<T>;
@@ -40,20 +40,21 @@ function* together(loop: yieldloop.Loop, n: number, coro: (i: number) => Corouti
   for (const task of tasks) yield* task.join();
 }
 
-/** A loop in which tasks sleep. It stays from sample to sample, so that none has to collect the tasks of the one before. */
-let crowd: yieldloop.Loop | undefined;
+/** Loops in which `n` tasks sleep. They stay from sample to sample, so that none has to collect the tasks of the one before. */
+const crowds = new Map<number, yieldloop.Loop>();
 
 /** Runs `body` while `n` tasks sleep. */
 async function besides(n: number, body: (loop: yieldloop.Loop) => Coroutine<number>): Promise<number> {
-  if (!crowd) {
-    crowd = new Loop();
+  const crowd = crowds.get(n) ?? new Loop();
+  if (!crowds.has(n)) {
+    crowds.set(n, crowd);
     for (let i = 0; i < n; i++) crowd.createTask(sleep(LONG + i * 7919 % n));
     crowd.runForever();
   }
   return await crowd.createTask(body(crowd));
 }
 
-function* fireTimers(loop: yieldloop.Loop): Coroutine<number> {
+function* fireTimers(loop: yieldloop.Loop, start: Stopwatch): Coroutine<number> {
   const done = start();
   yield* together(loop, TIMERS, function* (i) {
     for (let k = 0; k < FIRINGS; k++) yield* sleep(delay(i + k));
@@ -61,64 +62,64 @@ function* fireTimers(loop: yieldloop.Loop): Coroutine<number> {
   return done(TIMERS * FIRINGS);
 }
 
-function* cancelTimers(): Coroutine<number> {
+function* cancelTimers(ops: number, start: Stopwatch): Coroutine<number> {
   const done = start();
-  for (let i = 0; i < OPS; i++) yield* failAfter(LONG / 2 + i, nothing());
-  return done(OPS);
+  for (let i = 0; i < ops; i++) yield* failAfter(LONG / 2 + i, nothing());
+  return done(ops);
 }
 
 export const cases: Cases = {
-  "switch": (n) =>
+  "switch": (n, ops, start) =>
     run(function* (loop) {
       const gate = new Event();
-      const tasks = Array.from({ length: n }, () => loop.createTask(switchesBehind(gate, switchesOf(n))));
+      const tasks = Array.from({ length: n }, () => loop.createTask(switchesBehind(gate, switchesOf(n, ops))));
       yield* checkpoint();
       const done = start();
       gate.set();
       for (const task of tasks) yield* task.join();
-      return done(n * switchesOf(n));
+      return done(n * switchesOf(n, ops));
     }),
-  "spawn and join": (n) =>
+  "spawn and join": (n, ops, start) =>
     run(function* (loop) {
       const done = start();
-      for (let k = times(n); k > 0; k--) yield* together(loop, n, nothing);
-      return done(n * times(n));
+      for (let k = times(n, ops); k > 0; k--) yield* together(loop, n, nothing);
+      return done(n * times(n, ops));
     }),
-  "spawn and join with all": (n) =>
+  "spawn and join with all": (n, ops, start) =>
     run(function* () {
       const done = start();
-      for (let k = times(n); k > 0; k--) yield* all(Array.from({ length: n }, nothing));
-      return done(n * times(n));
+      for (let k = times(n, ops); k > 0; k--) yield* all(Array.from({ length: n }, nothing));
+      return done(n * times(n, ops));
     }),
-  "timer set and fire": (n) => besides(n, fireTimers),
-  "timer set and cancel": (n) => besides(n, cancelTimers),
-  "queue put and get": (n) =>
+  "timer set and fire": (n, _ops, start) => besides(n, (loop) => fireTimers(loop, start)),
+  "timer set and cancel": (n, ops, start) => besides(n, () => cancelTimers(ops, start)),
+  "queue put and get": (n, ops, start) =>
     run(function* (loop) {
       const queue = new Queue<number>(n);
       const done = start();
       const getter = loop.createTask(function* () {
-        for (let i = 0; i < OPS; i++) yield* queue.get();
+        for (let i = 0; i < ops; i++) yield* queue.get();
       }());
-      for (let i = 0; i < OPS; i++) yield* queue.put(i);
+      for (let i = 0; i < ops; i++) yield* queue.put(i);
       yield* getter.join();
-      return done(OPS);
+      return done(ops);
     }),
-  "lock hand-over": (n) =>
+  "lock hand-over": (n, ops, start) =>
     run(function* (loop) {
       const lock = new Lock();
       const done = start();
       yield* together(loop, n, function* () {
-        for (let k = times(n); k > 0; k--) {
+        for (let k = times(n, ops); k > 0; k--) {
           using _ = yield* lock.acquire();
           yield* checkpoint();
         }
       });
-      return done(n * times(n));
+      return done(n * times(n, ops));
     }),
-  "event wake": (n) =>
+  "event wake": (n, ops, start) =>
     run(function* (loop) {
       const event = new Event();
-      const count = times(n);
+      const count = times(n, ops);
       function* waits(): Coroutine {
         for (let k = 0; k < count; k++) yield* event.wait();
       }
@@ -133,7 +134,7 @@ export const cases: Cases = {
       for (const task of tasks) yield* task.join();
       return done(n * count);
     }),
-  "cancel": (n) =>
+  "cancel": (n, _ops, start) =>
     run(function* (loop) {
       const never = new Event();
       const tasks = Array.from({ length: n }, () => loop.createTask(never.wait()));
@@ -143,18 +144,18 @@ export const cases: Cases = {
       for (const task of tasks) yield* task.wait();
       return done(n);
     }),
-  "switch at depth": (n) =>
+  "switch at depth": (n, ops, start) =>
     run(function* () {
       const done = start();
-      yield* deep(n, OPS / 4);
-      return done(OPS / 4);
+      yield* deep(n, ops / 4);
+      return done(ops / 4);
     }),
   ...(call && {
-    "switch at depth by call": (n: number) =>
+    "switch at depth by call": (n: number, ops: number, start: Stopwatch) =>
       run(function* () {
         const done = start();
-        yield* deepByCall(n, OPS / 4);
-        return done(OPS / 4);
+        yield* deepByCall(n, ops / 4);
+        return done(ops / 4);
       }),
   }),
 };
