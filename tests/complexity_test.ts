@@ -14,10 +14,12 @@ import {
   EVENT_READ,
   failAfter,
   Lock,
+  Loop,
   Pollable,
   Queue,
   sleep,
   Socket,
+  socketPair,
   type Task,
   taskGroup,
 } from "../mod.ts";
@@ -183,6 +185,37 @@ Deno.test("K4 timers that are due at once fire in one turn", async () => {
 });
 
 // ---- Waking each other -------------------------------------------------------------------------------------------
+
+Deno.test("K4 a loop that is woken again and again before its time sets the platform's timer once", async () => {
+  const { setTimeout } = globalThis;
+  let timers = 0;
+  let waits = 0;
+  const selector = new DefaultSelector();
+  const { select } = selector;
+  selector.select = (...args) => (waits++, select.apply(selector, args));
+  const loop = new Loop({ selector });
+  function* main(): Coroutine {
+    const sleeper = loop.createTask(sleep(60_000));
+    const [left, right] = socketPair();
+    for (let i = 0; i < 100; i++) {
+      yield* loop.sockSendall(left, new Uint8Array(1));
+      yield* loop.sockRecv(right, 1);
+    }
+    left.close();
+    right.close();
+    sleeper.cancel();
+  }
+  performance.now = () => 1; // On one that moves, the time left may come out a trifle shorter, and the timer is set anew.
+  globalThis.setTimeout = ((...args: Parameters<typeof setTimeout>) => (timers++, setTimeout(...args))) as any;
+  try {
+    await loop.run(main());
+  } finally {
+    Object.assign(globalThis, { setTimeout });
+    Reflect.deleteProperty(performance, "now");
+  }
+  assert(waits >= 100, `it slept ${waits} times only`);
+  assertEquals(timers, 1);
+});
 
 Deno.test("S4 an item through a queue takes one put and one get, however many there are", async () => {
   for (const n of TENFOLD) {

@@ -617,6 +617,18 @@ Deno.test("N6 a reset that a write has heard of is no end of the stream, an end 
   }
 });
 
+Deno.test("N6 a read that fails otherwise than by a reset leaves the write side alone", async () => {
+  const { conn, sock } = fake();
+  sock._arm(EVENT_READ);
+  conn.reads.shift()!.reject(new Deno.errors.InvalidData("what came makes no sense"));
+  await turn();
+  assertThrows(() => sock.recv(10), Deno.errors.InvalidData);
+  assertEquals(sock.send(bytes("abc")), 3);
+  await conn.take();
+  assertEquals(conn.written, "abc");
+  sock.close();
+});
+
 Deno.test("C7 a read that nobody waits for any more does not keep the program going; watched again, it does", async () => {
   const { conn, sock, selector } = fake();
   const held: string[] = [];
@@ -1115,6 +1127,7 @@ Deno.test("N2 closeWrite twice ends the side once, and so does a close() after i
     sock._arm(EVENT_READ);
     yield* until(conn.arrive("unread"));
     sock.close();
+    assertInstanceOf(yield* thrownBy(sock.closeWrite()), ClosedError);
     yield* until(conn.arrive("more"));
     sock.abort();
   })());

@@ -285,6 +285,11 @@ Deno.test("N11 options that are none are refused before anything is connected", 
       assertInstanceOf(error, TypeError);
       assertStringIncludes(error.message, "Cannot start TLS with");
     }
+    for (const port of [0, 65536, "443"] as number[]) {
+      const error = yield* thrownBy(connectTls({ port }));
+      assertInstanceOf(error, RangeError);
+      assertStringIncludes(error.message, "Cannot connect to port");
+    }
   }));
 
 Deno.test(
@@ -301,6 +306,16 @@ Deno.test(
       server.close();
     }),
 );
+
+Deno.test("N11 a certificate of ours without its key, or the key alone, is refused", granted, () =>
+  run(function* () {
+    const { cert, key } = tls.server;
+    for (const options of [{ cert }, { key }]) {
+      const error = yield* thrownBy(connectTls({ port: 9, ...options } as any));
+      assertInstanceOf(error, TypeError);
+      assertStringIncludes(error.message, "must be specified as well");
+    }
+  }));
 
 Deno.test("N11 a certificate of ours that is none is refused", granted, async () => {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });

@@ -286,6 +286,7 @@ Deno.test("N14 one datagram is held each way, and receiving reuses its buffer un
     assertEquals(conn.receives.length, 0); // Not before the one that is here is taken.
     views.push(sock.recvfrom(10)[0]);
     assertThrows(() => sock.recvfrom(10), WouldBlock, "nothing has arrived");
+    for (const n of [0, 1.5]) assertThrows(() => sock.recvfrom(n), RangeError, `Cannot recv ${n} bytes`);
     await selector.select(0);
     conn.arrive(next);
   }
