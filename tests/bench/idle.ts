@@ -20,10 +20,14 @@ const WARM_FACTOR = 2;
 const BATCH = 100;
 /** How long memory gets to settle, in milliseconds. */
 const SETTLE = 500;
+/** And how long to rest: V8 tidies up when for half a minute there was nothing to do. */
+const REST = 45_000;
 /** What a connection may cost, in KiB. */
 const LIMIT = 9;
 /** The floor: no loop, and as small a buffer as ours. */
 const SMALL: Variant = onDeno("Deno async/await, 512 B", "deno_async.ts", "512");
+/** Those that are looked at again when they have rested. */
+const RESTING: readonly string[] = [OURS, SMALL.name];
 /** And the floor for whatever has our API. */
 const LEAST_SMALL: Variant = onDeno("least loop, 512 B", "least_loop.ts", "512");
 /** What is left of the difference when V8's new space cannot grow with what survives. */
@@ -55,20 +59,24 @@ async function speak(port: number, count: number): Promise<Deno.Conn[]> {
 }
 
 const inWords = (n: number) => n.toLocaleString("en-US");
-const settle = () => new Promise((resolve) => setTimeout(resolve, SETTLE));
+const wait = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** KiB per idle connection. */
-async function measure(variant: Variant, warmUp: number, connections: number): Promise<number> {
+/** KiB per idle connection, when memory has had each of `pauses` to settle. */
+async function measure(variant: Variant, warmUp: number, connections: number, pauses: number[]): Promise<number[]> {
   const server = await Server.start(variant);
   const conns: Deno.Conn[] = [];
   try {
     conns.push(...await speak(server.port, EARLY));
     for (let i = 0; i < warmUp; i++) await Promise.all(conns.map(say));
-    await settle();
+    await wait(SETTLE);
     const before = server.memory;
     conns.push(...await speak(server.port, connections));
-    await settle();
-    return (server.memory - before) / connections;
+    const sizes: number[] = [];
+    for (const pause of pauses) {
+      await wait(pause);
+      sizes.push((server.memory - before) / connections);
+    }
+    return sizes;
   } finally {
     for (const conn of conns) conn.close();
     await server.stop();
@@ -78,6 +86,7 @@ async function measure(variant: Variant, warmUp: number, connections: number): P
 /** KiB per idle connection, one figure a round. */
 interface Sizes {
   started: number[];
+  rested: number[];
   warm: number[];
 }
 
@@ -94,14 +103,17 @@ export async function benchIdle(options: Options): Promise<Section> {
     ];
     const variants = pick(all, options.only, ({ name }) => name);
     const connections = options.quick ? CONNECTIONS / 5 : CONNECTIONS;
-    const sizes = new Map<string, Sizes>(variants.map(({ name }) => [name, { started: [], warm: [] }]));
+    const sizes = new Map<string, Sizes>(variants.map(({ name }) => [name, { started: [], rested: [], warm: [] }]));
     for (let round = 0; round < Math.min(options.rounds, 3); round++) {
       for (const variant of variants) {
-        const started = await measure(variant, 0, connections);
-        const warm = await measure(variant, WARM_UP, connections * WARM_FACTOR);
+        const pauses = RESTING.includes(variant.name) && !options.quick ? [SETTLE, REST] : [SETTLE];
+        const [started, ...rested] = await measure(variant, 0, connections, pauses);
+        const [warm] = await measure(variant, WARM_UP, connections * WARM_FACTOR, [SETTLE]);
         console.log(`${variant.name}: ${started.toFixed(1)} KiB per idle connection, ${warm.toFixed(1)} when warm`);
-        sizes.get(variant.name)!.started.push(started);
-        sizes.get(variant.name)!.warm.push(warm);
+        const of = sizes.get(variant.name)!;
+        of.started.push(started);
+        of.rested.push(...rested);
+        of.warm.push(warm);
       }
     }
     const of = (name: string, when: keyof Sizes) => median(sizes.get(name)?.[when] ?? []);
@@ -109,6 +121,7 @@ export async function benchIdle(options: Options): Promise<Section> {
       name,
       of(name, "started"),
       of(name, "started") / of(BASE, "started"),
+      of(name, "rested"),
       of(name, "warm"),
       of(name, "warm") / of(BASE, "warm"),
     ]);
@@ -116,8 +129,9 @@ export async function benchIdle(options: Options): Promise<Section> {
       title: "Idle connections",
       body: [
         `Growth of resident memory per connection that has spoken once: of a server just started, at ` +
-        `${inWords(connections)} of them; of a warm one, at ${inWords(connections * WARM_FACTOR)}.`,
-        table(["server", "KiB, just started", "ratio", "KiB, warm", "ratio"], rows),
+        `${inWords(connections)} of them, and again when it has rested for ${REST / 1000} s; of a warm one, at ` +
+        `${inWords(connections * WARM_FACTOR)}.`,
+        table(["server", "KiB, just started", "ratio", "KiB, rested", "KiB, warm", "ratio"], rows),
         ...skipList(skipped),
       ],
       targets: [
@@ -125,6 +139,10 @@ export async function benchIdle(options: Options): Promise<Section> {
           ...atMost("idle connection, server just started", LIMIT, of(OURS, "started"), " KiB"),
           floor: of(SMALL.name, "started"),
         },
+        ...options.quick ? [] : [{
+          ...atMost("idle connection, server just started, rested", LIMIT, of(OURS, "rested"), " KiB"),
+          floor: of(SMALL.name, "rested"),
+        }],
         { ...atMost("idle connection, server warm", LIMIT, of(OURS, "warm"), " KiB"), floor: of(SMALL.name, "warm") },
       ],
     };
