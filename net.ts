@@ -1284,7 +1284,6 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
     const leaving = pool.take(data.length);
     leaving.set(data);
     this.#leaving = leaving;
-    this.#sendError = null;
     this.#conn.send(leaving.subarray(0, data.length), addr).then(
       (n) => this.#onSent(n, null),
       (error) => this.#onSent(0, error),

@@ -1,5 +1,5 @@
 /** Rule N11: TLS. That its sockets behave as the others do, `net_test.ts` shows. */
-import { assert, assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertStringIncludes, assertThrows } from "@std/assert";
 import {
   BusyError,
   cancelScope,
@@ -123,16 +123,19 @@ Deno.test("N11 what is optional may be undefined", granted, () => {
 });
 
 Deno.test("N11 without TLS there is nothing to agree on", () =>
-  run(function* () {
+  run(function* (loop) {
     const [left, right] = socketPair();
     assertEquals(yield* left.handshake(), { alpnProtocol: null });
+    const shaking = loop.createTask(thrownBy(right.handshake()));
+    yield* checkpoint();
+    right.close();
+    assertInstanceOf(yield* shaking.join(), ClosedError);
     yield* cancelScope(function* (scope): Coroutine {
       scope.cancel();
       yield* left.handshake();
       throw new Error("It was not cancelled");
     });
     left.close();
-    right.close();
   }));
 
 Deno.test(
@@ -289,7 +292,13 @@ Deno.test("N11 options that are none are refused before anything is connected", 
       const error = yield* thrownBy(connectTls({ port }));
       assertInstanceOf(error, RangeError);
       assertStringIncludes(error.message, "Cannot connect to port");
+      assertThrows(() => listenTls({ port: port || -1, ...tls.server }), RangeError, "Cannot listen on port");
     }
+    assertStringIncludes(
+      String(yield* thrownBy(connectTls(null as never))),
+      "Cannot connect to null: it takes options",
+    );
+    assertThrows(() => listenTls(null as never), TypeError, "Cannot listen on null: it takes options");
   }));
 
 Deno.test(

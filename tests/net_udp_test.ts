@@ -291,6 +291,7 @@ Deno.test("N14 one datagram is held each way, and receiving reuses its buffer un
     conn.arrive(next);
   }
   assertEquals(views.map(text), ["one", "two"]);
+  assertThrows(() => sock.sendto("out" as never, conn.addr), TypeError, 'Cannot send "out"');
   const data = bytes("out");
   assertEquals(sock.sendto(data, conn.addr), 3);
   data.fill(0);
@@ -360,6 +361,14 @@ Deno.test("N14 C4 a sockSendto that is cancelled before its turn has handed over
     assertEquals((yield* waiting.join() as Generator<never, { bytesSent: number }>).bytesSent, 0);
   })());
   assertEquals(conn.sends.length, 1);
+  sock.close();
+});
+
+Deno.test("N14 the largest datagram is handed over, a larger one is not", () => {
+  const conn = new FakeDatagrams();
+  const sock = new DatagramSocket(conn);
+  assertThrows(() => sock.sendto(new Uint8Array(65537), conn.addr), RangeError, "a datagram has 65536 at most");
+  assertEquals(sock.sendto(new Uint8Array(65536), conn.addr), 65536);
   sock.close();
 });
 
