@@ -595,12 +595,34 @@ test(
 test("P4 arguments that do not get through are an error of the run, and the thread goes on", {}, async () => {
   await run(function* () {
     using pool = new WorkerPool(1);
-    const kind = (value: unknown) => typeof value;
+    const count = (_: unknown) => (globalThis as any).runs = ((globalThis as any).runs ?? 0) + 1;
+    yield* pool.run(count, [1]);
     let deep = {};
     for (let depth = 1; depth < 3200; depth++) deep = { deep }; // The one side can write that, the other cannot read it.
-    const error = yield* thrownBy(failAfter(5000, pool.run(kind, [deep])));
+    const error = yield* thrownBy(failAfter(5000, pool.run(count, [deep])));
     assertEquals([error.name, error.message.slice(0, 22)], ["Error", "Cannot run in a worker"]);
-    assertEquals([yield* pool.run(kind, [1]), pool.idle], ["number", 1]);
+    assertEquals([yield* pool.run(count, [1]), pool.idle], [2, 1]);
+  });
+});
+
+test("P4 a result that does not get through is an error of the run", {}, async () => {
+  await run(function* () {
+    using pool = new WorkerPool(1);
+    const deep = (depth: number) => {
+      let value = {};
+      while (--depth > 0) value = { value };
+      return value;
+    };
+    // From some depth on our side cannot read it, from another on the thread cannot write it.
+    const errors: Error[] = [];
+    for (let depth = 2800; depth <= 4000; depth += 200) {
+      try {
+        yield* failAfter(5000, pool.run(deep, [depth]));
+      } catch (error) {
+        errors.push(error as Error);
+      }
+    }
+    assert(errors.length > 0 && errors.every((error) => error instanceof RangeError), String(errors));
   });
 });
 
@@ -634,6 +656,28 @@ test("P6 a pool uses idle workers again, and never has more than its size", {}, 
     assertEquals([pool.idle, pool.busy], [2, 0]);
     assert(Math.max(...runs) >= 3, "six runs on two workers: one of them ran at least three");
     assertEquals(runs.filter((n) => n === 1).length, 2);
+  });
+});
+
+test("P6 a pool that is closed while its first thread begins runs nothing in it", {}, async () => {
+  await run(function* (loop) {
+    const pool = new WorkerPool(1);
+    const running = loop.createTask(thrownBy(pool.run(() => 1)));
+    while (running.op?.[0] !== "until") yield* checkpoint();
+    pool.close();
+    assertEquals([(yield* running.join())?.name, pool.idle, pool.busy], ["ClosedError", 0, 0]);
+  });
+});
+
+test("P6 `using` closes a pool", {}, async () => {
+  await run(function* () {
+    let used!: WorkerPool;
+    {
+      using pool = used = new WorkerPool(1);
+      yield* pool.run(() => 1);
+    }
+    assertEquals(used.idle, 0);
+    assertEquals((yield* thrownBy(used.run(() => 1))).name, "ClosedError");
   });
 });
 
