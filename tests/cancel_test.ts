@@ -306,6 +306,24 @@ Deno.test("C2 a task that was given up leaves no timer, and its loop can be used
   assertEquals(errors.length, 1);
 });
 
+Deno.test("C2 a coroutine that cannot even be returned is given up all the same", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* () {
+    const task = yield* cancelledTask((function* () {
+      for (;;) {
+        try {
+          yield* checkpoint();
+        } finally {
+          // deno-lint-ignore no-unsafe-finally -- that is what makes it so stubborn
+          continue;
+        }
+      }
+    })());
+    assertEquals(task.done, true);
+  }, { errors });
+  assertEquals(errors.length, 1);
+});
+
 Deno.test("C2 who returns the coroutine of a task that was given up by hand leaves the other tasks in reach", async () => {
   await simulate(function* ({ loop }) {
     const coro = cancelScope(function* () {

@@ -1752,6 +1752,31 @@ Deno.test("K13 a hundred thousand tasks leave nothing behind", async () => {
   assertEquals([loop.ready.length, world.keys.size], [0, 0]);
 });
 
+Deno.test("K13 K9 a loop that runs again and again keeps nothing of its runs", async () => {
+  const { loop } = simulation();
+  for (let i = 0; i < 3; i++) {
+    await loop.run((function* () {
+      assertEquals([...currentTask()._parent._walk()].length, 2); // as above
+      yield* checkpoint();
+    })());
+  }
+});
+
+Deno.test("K13 K8 a loop keeps nothing of tasks that have failed", needs({ run: true }), async () => {
+  const program = `
+    const loop = new Loop({ onError() {} });
+    await loop.run(function* () {
+      const heap = [];
+      for (let i = 0; i <= 20000; i++) {
+        if (i % 10000 === 0) heap.push(used());
+        loop.createTask(function* () { throw 1; }());
+        yield* checkpoint();
+      }
+      console.log(heap[2] - heap[1] < 1e6 ? "little" : heap);
+    }());`;
+  assertEquals(await runWithGc("checkpoint, Loop", program), "little\n");
+});
+
 Deno.test("K13 a task that ends lets go of its coroutine", async () => {
   await simulate(function* ({ loop }) {
     const ways = [value(1), fails(new Error("x")), sleep(1e6)];

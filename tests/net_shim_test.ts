@@ -128,6 +128,11 @@ class FakeConnection implements Connection {
   }
 }
 
+/** Waits until a read is under way. */
+function* untilReading(conn: FakeConnection): Coroutine {
+  while (conn.reads.length === 0) yield* checkpoint();
+}
+
 function fake(): { conn: FakeConnection; sock: Socket; selector: DefaultSelector } {
   const conn = new FakeConnection();
   return { conn, sock: new Socket(conn), selector: new DefaultSelector() };
@@ -626,6 +631,21 @@ Deno.test("N6 a read that fails otherwise than by a reset leaves the write side 
   assertEquals(sock.send(bytes("abc")), 3);
   await conn.take();
   assertEquals(conn.written, "abc");
+  sock.close();
+});
+
+Deno.test("N6 what a connection has failed with ends a wait in sockRecv and in sockRecvInto, once each", async () => {
+  const { conn, sock } = fake();
+  const loop = new Loop();
+  await loop.run((function* (): Coroutine {
+    const waiting = loop.createTask(thrownBy(loop.sockRecvInto(sock, new Uint8Array(10))));
+    yield* untilReading(conn);
+    const error = new Deno.errors.InvalidData("what came makes no sense");
+    conn.reads.shift()!.reject(error);
+    assertStrictEquals(yield* waiting.join(), error);
+    assertStrictEquals(yield* thrownBy(loop.sockRecvInto(sock, new Uint8Array(10))), error);
+    assertStrictEquals(yield* thrownBy(loop.sockRecv(sock, 10)), error);
+  })());
   sock.close();
 });
 

@@ -1056,6 +1056,17 @@ Deno.test("S1 S4 putNowait takes no slot that was promised when an item was take
   });
 });
 
+Deno.test("S4 a queue keeps nothing of the items that were taken", needs({ run: true }), async () => {
+  const program = `
+    const queue = new Queue();
+    const before = used();
+    for (let i = 0; i < 10; i++) queue.putNowait(new Array(100_000).fill(0.5));
+    while (queue.size > 0) queue.getNowait();
+    const more = used() - before;
+    console.log(more < 1e6 ? "little" : more, queue.size);`;
+  assertEquals(await runWithGc("Queue", program), "little 0\n");
+});
+
 Deno.test("S4 a queue that was long keeps its order and frees its memory", needs({ run: true }), async () => {
   const program = `
     const queue = new Queue();
