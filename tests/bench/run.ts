@@ -40,9 +40,13 @@ function withSection(report: string, section: Section, date: string): string {
   const index = parts.findIndex((part) => part.startsWith(`## ${section.title}\n`));
   parts.splice(index < 0 ? parts.length : index, 1, fresh);
   const targets = parts.findIndex((part) => part.startsWith("## Targets\n"));
-  const rows = new Map(tableRows(parts[targets]).map((row) => [row[0], row]));
-  for (const row of tableRows(targetTable(section.targets))) rows.set(row[0], row);
-  parts[targets] = `## Targets\n\n${table(TARGET_HEAD, [...rows.values()])}`;
+  const rows = tableRows(parts[targets]);
+  const its = tableRows(targetTable(section.targets));
+  const isIts = ([what]: string[]) => its.some((row) => row[0] === what);
+  const place = rows.findIndex(isIts);
+  const others = rows.filter((row) => !isIts(row));
+  others.splice(place < 0 ? others.length : place, 0, ...its);
+  parts[targets] = `## Targets\n\n${table(TARGET_HEAD, others)}`;
   return `${parts.join("\n\n")}\n`;
 }
 
