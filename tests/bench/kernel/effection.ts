@@ -134,7 +134,7 @@ export const cases: Cases = {
   "switch at depth": (n, ops, start) =>
     run(function* () {
       const done = start();
-      yield* deep(n, ops);
-      return done(ops);
+      yield* deep(n, ops / 4);
+      return done(ops / 4);
     }),
 };

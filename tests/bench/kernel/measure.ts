@@ -16,8 +16,8 @@ const SAMPLES = 3;
 const LONG = 1000;
 
 /**
- * It counts the processor time of the whole process, the garbage collector's threads included, and not the time: waiting
- * for a timer costs nothing, nor does a busy machine.
+ * The stopwatch counts the processor time of the whole process, the garbage collector's threads included, and not the time:
+ * waiting for a timer costs nothing, nor does a busy machine.
  */
 const start: Stopwatch = () => {
   const began = process.cpuUsage();

@@ -40,7 +40,7 @@ function* together(loop: yieldloop.Loop, n: number, coro: (i: number) => Corouti
   for (const task of tasks) yield* task.join();
 }
 
-/** Loops in which `n` tasks sleep. They stay from sample to sample, so that none has to collect the tasks of the one before. */
+/** Loops in which `n` tasks sleep. They stay from sample to sample, so that none has to collect what the last one left. */
 const crowds = new Map<number, yieldloop.Loop>();
 
 /** Runs `body` while `n` tasks sleep. */
