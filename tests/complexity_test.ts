@@ -184,8 +184,6 @@ Deno.test("K4 timers that are due at once fire in one turn", async () => {
   }
 });
 
-// ---- Waking each other -------------------------------------------------------------------------------------------
-
 Deno.test("K4 a loop that is woken again and again before its time sets the platform's timer once", async () => {
   const { setTimeout } = globalThis;
   let timers = 0;
@@ -216,6 +214,8 @@ Deno.test("K4 a loop that is woken again and again before its time sets the plat
   assert(waits >= 100, `it slept ${waits} times only`);
   assertEquals(timers, 1);
 });
+
+// ---- Waking each other -------------------------------------------------------------------------------------------
 
 Deno.test("S4 an item through a queue takes one put and one get, however many there are", async () => {
   for (const n of TENFOLD) {

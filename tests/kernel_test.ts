@@ -1756,7 +1756,7 @@ Deno.test("K13 K9 a loop that runs again and again keeps nothing of its runs", a
   const { loop } = simulation();
   for (let i = 0; i < 3; i++) {
     await loop.run((function* () {
-      assertEquals([...currentTask()._parent._walk()].length, 2); // as above
+      assertEquals([...currentTask()._parent._walk()].length, 2); // the root and this task
       yield* checkpoint();
     })());
   }

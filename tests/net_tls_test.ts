@@ -292,8 +292,8 @@ Deno.test("N11 options that are none are refused before anything is connected", 
       const error = yield* thrownBy(connectTls({ port }));
       assertInstanceOf(error, RangeError);
       assertStringIncludes(error.message, "Cannot connect to port");
-      assertThrows(() => listenTls({ port: port || -1, ...tls.server }), RangeError, "Cannot listen on port");
     }
+    assertThrows(() => listenTls({ port: 65536, ...tls.server }), RangeError, "Cannot listen on port 65536");
     assertStringIncludes(
       String(yield* thrownBy(connectTls(null as never))),
       "Cannot connect to null: it takes options",

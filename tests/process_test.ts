@@ -665,7 +665,7 @@ test("P6 a pool that is closed while its first thread begins runs nothing in it"
     const running = loop.createTask(thrownBy(pool.run(() => 1)));
     while (running.op?.[0] !== "until") yield* checkpoint();
     pool.close();
-    assertEquals([(yield* running.join())?.name, pool.idle, pool.busy], ["ClosedError", 0, 0]);
+    assertEquals([(yield* running.join()).name, pool.idle, pool.busy], ["ClosedError", 0, 0]);
   });
 });
 

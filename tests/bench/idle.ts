@@ -26,10 +26,10 @@ const REST = 45_000;
 const LIMIT = 9;
 /** The floor: no loop, and as small a buffer as ours. */
 const SMALL: Variant = onDeno("Deno async/await, 512 B", "deno_async.ts", "512");
-/** Those that are looked at again when they have rested. */
-const RESTING: readonly string[] = [OURS, SMALL.name];
 /** And the floor for whatever has our API. */
 const LEAST_SMALL: Variant = onDeno("least loop, 512 B", "least_loop.ts", "512");
+/** Those that are looked at again when they have rested. */
+const RESTING: readonly string[] = [OURS, SMALL.name];
 /** What is left of the difference when V8's new space cannot grow with what survives. */
 const SMALL_SPACES: Variant[] = [onDeno(OURS, "yieldloop.ts"), SMALL, LEAST_SMALL].map(inSmallNewSpace);
 
@@ -110,10 +110,10 @@ export async function benchIdle(options: Options): Promise<Section> {
         const [started, ...rested] = await measure(variant, 0, connections, pauses);
         const [warm] = await measure(variant, WARM_UP, connections * WARM_FACTOR, [SETTLE]);
         console.log(`${variant.name}: ${started.toFixed(1)} KiB per idle connection, ${warm.toFixed(1)} when warm`);
-        const of = sizes.get(variant.name)!;
-        of.started.push(started);
-        of.rested.push(...rested);
-        of.warm.push(warm);
+        const its = sizes.get(variant.name)!;
+        its.started.push(started);
+        its.rested.push(...rested);
+        its.warm.push(warm);
       }
     }
     const of = (name: string, when: keyof Sizes) => median(sizes.get(name)?.[when] ?? []);

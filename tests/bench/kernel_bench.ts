@@ -7,7 +7,7 @@
 import { FAST, NAMES, rows, type Runtime, RUNTIMES, title } from "./kernel.ts";
 import type { Cases, Stopwatch } from "./kernel/cases.ts";
 
-/** How many operations an iteration does, whatever the runtime; more if there are more tasks. */
+/** About how many operations an iteration does; exactly as many for each runtime. */
 const OPS = 2000;
 
 async function load(runtime: Runtime): Promise<Cases> {

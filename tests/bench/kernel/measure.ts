@@ -29,9 +29,9 @@ const start: Stopwatch = () => {
 
 const [runtime, name, n] = Deno.args;
 const { cases, ops = OPS }: { cases: Cases; ops?: number } = await import(`./${runtime}.ts`);
-const case_ = cases[name as CaseName];
-if (case_) {
-  const one = () => case_(Number(n), ops, start);
+const found = cases[name as CaseName];
+if (found) {
+  const one = () => found(Number(n), ops, start);
   for (const began = performance.now(); performance.now() - began < WARM_UP;) await one();
   const samples: number[] = [];
   const began = performance.now();
