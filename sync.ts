@@ -99,10 +99,8 @@ export class Event {
 export class Lock {
   #owner: Task | null = null;
   readonly #waiters = new ParkingLot("Lock.acquire");
-  /** How often it was acquired. */
-  #holds = 0;
-  /** @ignore The number of the owner's acquisition: its guard releases that one alone. */
-  _hold = 0;
+  /** @ignore The guard of the owner's acquisition; those of earlier ones release nothing. */
+  _guard: Disposable | null = null;
 
   /** Whether a task holds it. */
   get locked(): boolean {
@@ -137,12 +135,12 @@ export class Lock {
         if (!taken) this.#handOver();
       }
     }
-    const hold = this._hold = ++this.#holds;
-    return {
+    const guard = {
       [Symbol.dispose]: () => {
-        if (this.#owner === task && this._hold === hold) this.#handOver();
+        if (this._guard === guard) this.#handOver();
       },
     };
+    return this._guard = guard;
   }
 
   /**
@@ -156,6 +154,7 @@ export class Lock {
   }
 
   #handOver(): void {
+    this._guard = null;
     this.#owner = this.#waiters.unpark();
   }
 }
@@ -326,13 +325,13 @@ export class Condition {
    */
   *wait(): Coroutine<void> {
     this.#check("wait for");
-    const hold = this.#lock._hold;
+    const guard = this.#lock._guard;
     this.#lock.release();
     try {
       yield* park(this.#waiters);
     } finally {
       yield* shield(this.#lock.acquire());
-      this.#lock._hold = hold; // The guard stays good.
+      this.#lock._guard = guard; // The one its task has stays good.
     }
   }
 
