@@ -151,9 +151,9 @@ export abstract class Pollable implements Selectable, Disposable {
     this.#released = null;
   }
 
-  /** @ignore Nobody does any more, and the program may end. */
+  /** @ignore Nobody does any more, and the program may end. (What is under way on one that is closed ends by itself.) */
   _release(): void {
-    this.#released = this._underWay;
+    this.#released = this.#closed ? null : this._underWay;
     this.#released?.unref?.();
   }
 
@@ -520,7 +520,7 @@ let scrap: Uint8Array | null = null;
  */
 export class Socket<A extends Addr = Addr> extends Pollable implements SocketLike {
   readonly #conn: Connection;
-  /** Whether a task is in `sockSendall` (set by the loop), or waits in `closeWrite`: no other may send. */
+  /** Whether a task is in `sockSendall` (set by the loop), or waits in `closeWrite` or `startTls`: no other may send. */
   sending = false;
 
   // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read is started only when none
@@ -595,7 +595,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /** @ignore */
   override get _underWay(): Connection | null {
-    return this.#reading && !this.closed ? this.#conn : null;
+    return this.#reading ? this.#conn : null;
   }
 
   // ---- Reading ----------------------
@@ -828,6 +828,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
    *
    * @throws {BusyError} If another task is still in `sockSendall`.
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
+   * @throws What an earlier write has failed with, or what Deno says of a connection that has failed.
    */
   *closeWrite(): Coroutine<void> {
     this._check("close the write side of");
@@ -837,12 +838,20 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   // ---- Settings ---------------------
 
-  /** Whether small writes leave at once (`TCP_NODELAY`). No effect on Unix sockets and TLS. */
+  /**
+   * Whether small writes leave at once (`TCP_NODELAY`). No effect on Unix sockets and TLS.
+   *
+   * @throws {ClosedError} If the socket is closed.
+   */
   setNoDelay(on = true): void {
     this.#set("noDelay", () => this.#conn.setNoDelay?.(on));
   }
 
-  /** Whether the system probes an idle connection (`SO_KEEPALIVE`). No effect on Unix sockets and TLS. */
+  /**
+   * Whether the system probes an idle connection (`SO_KEEPALIVE`). No effect on Unix sockets and TLS.
+   *
+   * @throws {ClosedError} If the socket is closed.
+   */
   setKeepAlive(on = true): void {
     this.#set("keepAlive", () => this.#conn.setKeepAlive?.(on));
   }
@@ -1039,7 +1048,10 @@ function closeQuietly(resource: { close(): void }): void {
 // Listeners
 // -------------------------------------
 
-/** What a {@linkcode Listener} needs of the listener below it. `Deno.TcpListener` has it, and those like it. */
+/**
+ * What a {@linkcode Listener} needs of the listener below it. `Deno.TcpListener` has it, and those like it. What returns a
+ * promise must not throw.
+ */
 export interface ConnectionListener<A extends Addr = Addr> {
   /** The address it listens on. */
   readonly addr: A;
@@ -1091,7 +1103,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
 
   /** @ignore */
   override get _underWay(): ConnectionListener<A> | null {
-    return this.#accepting && !this.closed ? this.#listener : null;
+    return this.#accepting ? this.#listener : null;
   }
 
   #onAccept(conn: Connection): void {
@@ -1169,7 +1181,10 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
 // Datagrams
 // -------------------------------------
 
-/** What a {@linkcode DatagramSocket} needs of the one below it. `Deno.DatagramConn` has it. */
+/**
+ * What a {@linkcode DatagramSocket} needs of the one below it. `Deno.DatagramConn` has it. What returns a promise must not
+ * throw.
+ */
 export interface DatagramConnection<A extends Addr = Addr> {
   /** Our address. */
   readonly addr: A;
