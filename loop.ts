@@ -46,7 +46,7 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
   /**
    * Begins the wait. Sooner or later, now or from any callback, it has to end in `task.loop.wake(task, value)` or
    * `task.loop.fail(task, error)`. What this function throws is thrown at the task's `yield`. It may be async: what it
-   * rejects with is thrown there too, if the task still waits; after `cancel` it is ignored.
+   * rejects with is thrown there too. Once the wait is over it goes to `onError` instead; after `cancel` it is ignored.
    */
   start(task: Task<any>, ...args: Args): void;
   /** Undoes the wait, as if it had never begun: the task was cancelled, and must not be woken any more. */
@@ -368,7 +368,7 @@ export class Loop {
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
    * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before. (One that was only stepped, by hand or
-   * by `yield*`, looks like a new one.)
+   * by `yield*`, looks like a new one.) Or if `options.scope` is not a `CancelScope`.
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
@@ -587,14 +587,16 @@ export class Loop {
   #step(task: Task<any>): void {
     this.#current = task;
     let result: IteratorResult<Op, unknown>;
+    let done: boolean | undefined;
     try {
       result = task._step();
+      done = result.done; // In here, as a coroutine made by hand may give something else.
     } catch (error) {
       return this.#finish(task, error, true);
     }
-    if (result.done) return this.#finish(task, result.value, false);
+    if (done) return this.#finish(task, result.value, false);
     try {
-      this.#perform(task, result.value);
+      this.#perform(task, result.value as Op);
     } catch (error) { // from a clock, or from an op that throws when it is looked at
       task._op ??= CHECKPOINT;
       this._fail(task, error);
@@ -696,8 +698,9 @@ export class Loop {
   /** Nothing came: throws if the grace is over, or if the clock stands still. (Selectors may return early.) */
   #checkDeadlock(since: number): void {
     if (!this.#stuck || this.#stopped) return;
-    const passed = this.time() - since;
-    if (passed >= DEADLOCK_GRACE || passed === 0) throw new DeadlockError([...this.tasks]);
+    const now = this.time();
+    // As in `#timeout`: `now - since` may round to less than the grace when no time to sleep is left.
+    if (now >= since + DEADLOCK_GRACE || now === since) throw new DeadlockError([...this.tasks]);
   }
 
   /** A deadline that passed since the time band counts at the op. If the first timer is not due yet, none did. */
@@ -814,7 +817,10 @@ export class Loop {
     if (this.#asleep) this.#wakeup();
   }
 
-  /** @ignore A task was made, woken or given a deadline: if that was done outside the loop, it may have to wake up. */
+  /**
+   * @ignore A task was made, woken, interrupted or given a deadline. If that was done outside the loop, there is something
+   * out there that feeds it; and it may have to wake up.
+   */
   _noteOrigin(): void {
     if (running === this) return;
     this.#fedFromOutside = true;
@@ -871,6 +877,7 @@ export class Loop {
    */
   *sockAccept<S extends SocketLike, A extends Addr>(listener: ListenerLike<S, A>): Coroutine<[S, A]> {
     if (typeof listener?.accept !== "function") {
+      hush(listener); // Perhaps the promise of one.
       throw new TypeError(`Cannot accept from ${kind(listener)}: it is not a listener`);
     }
     for (;;) {
@@ -1251,7 +1258,7 @@ export class Task<T = any> implements PromiseLike<T> {
   _aheadInLot: Task<any> | null = null;
   /** @ignore */
   _behindInLot: Task<any> | null = null;
-  /** @ignore What its op needs to be taken back: a timer, the token of an `until`, an async start. */
+  /** @ignore What its op needs to be taken back: a timer, a wait for a promise, an async start. */
   _pending: unknown = null;
   /** @ignore Task locals, shared with the parent until one of them sets one. */
   _locals: ReadonlyMap<unknown, unknown> | null = null;
@@ -1371,7 +1378,8 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /**
    * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error. (A callback that
-   * starts the task anew must look at `cancelled` first: what it starts while a run ends is cancelled too, and so on.)
+   * starts another in its place must look at `cancelled` first: while a run ends that one is cancelled too and starts the
+   * next, and the run never ends.)
    *
    * @throws {TypeError} If `callback` is not a function.
    */
@@ -1449,7 +1457,7 @@ export class Task<T = any> implements PromiseLike<T> {
   _close(): void {
     for (let coro: Coroutine<any> | undefined = this._coro!; coro; coro = this.#callers.pop()) {
       try {
-        for (let n = 0; n < SWALLOWED_MAX && !coro.return(undefined).done; n++);
+        for (let n = 0, op; n < SWALLOWED_MAX && !(op = coro.return(undefined)).done; n++) hush(op.value);
       } catch {
         // The task was given up; that is what is reported.
       }
@@ -2551,6 +2559,7 @@ function waitsForItself(task: Task<any>): Error {
 }
 
 function noSocket(method: string, sock: unknown): TypeError {
+  hush(sock); // Perhaps the promise of one: its own error must not end the program.
   return new TypeError(`Cannot ${method} on ${kind(sock)}: it is not a socket that can`);
 }
 
@@ -2654,6 +2663,7 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
 export function kind(value: unknown): string {
   if (typeof value === "string") return value.length > 40 ? "a string" : JSON.stringify(value);
   if (typeof value === "function") return "a function";
+  if (typeof value === "bigint") return `${value}n`;
   if (typeof value !== "object" || value === null) return String(value);
   try {
     if (isGenerator(value)) return "a coroutine";

@@ -36,6 +36,7 @@ import {
   ClosedError,
   type Coroutine,
   currentTask,
+  hush,
   ifRejected,
   kind,
   type ListenerLike,
@@ -194,10 +195,11 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   constructor(sock: S, options: StreamOptions = {}) {
     const { limit = LIMIT } = options;
     if (typeof sock?.recv !== "function") {
+      hush(sock); // Perhaps the promise of one: its own error must not end the program.
       throw new TypeError(`Cannot make a stream over ${kind(sock)}: it is not a socket`);
     }
     if (typeof limit !== "number" || !(limit >= 1)) {
-      throw new RangeError(`Cannot limit a stream to ${kind(limit)} bytes: it must be a number from 1 up`);
+      throw new RangeError(`Cannot limit a stream to ${kind(limit)} bytes: the limit must be a number from 1 up`);
     }
     this.sock = sock;
     this.limit = limit;
@@ -287,7 +289,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    */
   *readAll(limit: number = this.#limitOfAll): Coroutine<Uint8Array<ArrayBuffer>> {
     if (typeof limit !== "number" || !(limit >= 0)) {
-      throw new RangeError(`Cannot read all up to ${kind(limit)} bytes: it must be a number from 0 up`);
+      throw new RangeError(`Cannot read all up to ${kind(limit)} bytes: the limit must be a number from 0 up`);
     }
     using _reading = this.#beginReading();
     yield* this.#begin();
@@ -306,6 +308,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /** What every read begins with. With nothing at hand the read goes on to `#fill`, which is an op itself. */
   *#begin(): Coroutine<void> {
+    if (this.#to > this.#buffer.length) this.#lost();
     if (this.#skipping) yield* this.#skip();
     if (this.#length === 0) return;
     yield* checkpoint();
@@ -394,6 +397,15 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.#buffer = larger;
   }
 
+  /** Somebody transferred what a read had returned, and with it what is behind that in the same buffer. */
+  #lost(): never {
+    const length = this.#length;
+    this.#forget();
+    throw new TypeError(
+      `Cannot read from ${this}: its last ${length} bytes are lost, for what it returned before was transferred; slice() it first`,
+    );
+  }
+
   #forget(): void {
     this.#buffer = EMPTY;
     this.#from = this.#to = 0;
@@ -421,6 +433,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    *
    * @throws {BusyError} If another task is writing.
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile.
+   * @throws What an earlier write has failed with.
    */
   *closeWrite(): Coroutine<void> {
     this.#check("close the write side of");
@@ -603,8 +616,6 @@ export interface ServeListener<S extends StreamSocket = StreamSocket, A extends 
   extends ListenerLike<S, A> {
   /** The address it listens on. */
   readonly addr: A;
-  /** Whether it has been closed; a listener that cannot tell leaves it out. */
-  readonly closed?: boolean;
   /** Stops listening; whoever waits on it gets `ClosedError`. */
   close(): void;
   /** Waits until it is closed and its address is free again. Without it `serve` may return a little earlier. */
@@ -685,6 +696,7 @@ export function serve<S extends StreamSocket, A extends Addr>(
   }
   checkDuration("drain", drainTimeout);
   if (typeof listener?.accept !== "function") {
+    hush(listener); // Perhaps the promise of one.
     throw new TypeError(
       `Cannot serve on ${kind(listener)}: it takes a listener, as in serve(listen({ port }), handler)`,
     );

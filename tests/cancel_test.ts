@@ -434,6 +434,19 @@ Deno.test("C2 a task that was given up disposes of what it holds, without waitin
   assertEquals(log, ["cleanup", "disposed"]);
 });
 
+Deno.test("C2 N15 a promise that a task which was given up would wait for rejects unheard by the program", async () => {
+  await simulate(function* () {
+    yield* cancelledTask((function* () {
+      try {
+        yield* stubborn(() => sleep(1));
+      } finally {
+        yield* until(Promise.reject(new Error("nobody waits")));
+      }
+    })());
+    yield* until(platformTurn());
+  }, { errors: [] });
+});
+
 Deno.test("C2 K8 a task that was given up as it joined another does not silence its error", async () => {
   const errors: Simulation["errors"] = [];
   await simulate(function* ({ loop }) {

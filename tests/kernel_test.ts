@@ -38,10 +38,12 @@ import {
   readWait,
   runningLoop,
   type Selector,
+  serve,
   shield as shielded,
   sleep,
   type SocketLike,
   socketPair,
+  Stream,
   type Task,
   TaskError,
   taskGroup,
@@ -368,6 +370,7 @@ Deno.test("K4 a duration that is none throws where it was written", async () => 
   for (const ms of [-1, NaN, -Infinity, "10", undefined, null, {}] as number[]) {
     assertThrows(() => sleep(ms), RangeError, "Cannot sleep for");
   }
+  assertThrows(() => sleep(10n as never), RangeError, "Cannot sleep for 10n ms");
   await simulate(function* () {
     const error = yield* thrownBy(function* () {
       yield ["sleep", -1];
@@ -1231,6 +1234,18 @@ Deno.test("K9 N15 a promise given to a run that is refused is heard", async () =
   await platformTurn();
 });
 
+Deno.test("K9 a coroutine made by hand that gives no result is an error of its task, and the run ends", async () => {
+  const { loop, errors } = simulation();
+  const wrong = { next() {}, [Symbol.toStringTag]: "Generator" } as unknown as Coroutine;
+  function* main(): Coroutine<string> {
+    loop.createTask(wrong);
+    yield* sleep(1);
+    return "done";
+  }
+  assertEquals(await loop.run(main()), "done");
+  assertEquals(errors.map(({ error }) => error instanceof TypeError), [true]);
+});
+
 // ---- K10 ---------------------------------------------------------------------------------------------------------
 
 for (const way of ["value", "error", "cancel"]) {
@@ -1552,6 +1567,15 @@ Deno.test("K11 on a clock that stands still a deadlock is told all the same", as
     return select(timeout);
   };
   await assertRejects(() => loop.run(park(new ParkingLot())), DeadlockError);
+});
+
+Deno.test("K11 a deadlock is told at a time that rounds, too", async () => {
+  const { loop } = simulation();
+  function* main(): Coroutine {
+    yield* sleep(24.1); // 24.1 + 1000 - 24.1 is a little less than 1000.
+    yield* park(new ParkingLot());
+  }
+  await assertRejects(() => loop.run(main()), DeadlockError);
 });
 
 Deno.test("K11 K12 a stop() from outside is no deadlock, though nothing could have woken the tasks", async () => {
@@ -2129,6 +2153,27 @@ Deno.test("K16 a promise that a cancelled task never got to wait for rejects unh
       assertEquals(task.cancelled, true);
     }
   });
+});
+
+Deno.test("K16 N15 a promise given in the place of a socket is refused, and rejects unheard by the program", async () => {
+  const promise = () => Promise.reject(new Error("nobody waits")) as never;
+  const loop = new Loop();
+  const data = new Uint8Array(1);
+  for (
+    const wrong of [
+      () => loop.sockAccept(promise()),
+      () => loop.sockRecv(promise(), 1),
+      () => loop.sockRecvInto(promise(), data),
+      () => loop.sockSendall(promise(), data),
+      () => loop.sockRecvfrom(promise(), 1),
+      () => loop.sockSendto(promise(), data, { transport: "udp", hostname: "127.0.0.1", port: 1 }),
+      () => void new Stream(promise()),
+      () => serve(promise(), function* () {}),
+    ]
+  ) {
+    assertThrows(() => wrong()?.next(), TypeError, "a value of type Promise");
+    await platformTurn();
+  }
 });
 
 Deno.test("K16 a function given to until may cancel the task that waits", async () => {
