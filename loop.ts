@@ -86,7 +86,8 @@ export function writeWait(sock: Selectable | string): Coroutine<void> {
 
 /**
  * Waits for at least `ms` milliseconds on the loop's clock: `sleep(0)` for one full turn, `sleep(Infinity)` until it is
- * cancelled. The op is `["sleep", ms]`.
+ * cancelled. The op is `["sleep", ms]`. (To wait for a socket or a promise in a loop of `sleep(0)` or {@linkcode checkpoint}
+ * would be slow: as long as some task is ready, what comes from outside comes in every few milliseconds only.)
  *
  * @throws {RangeError} If `ms` is negative or not a number.
  *
@@ -251,7 +252,7 @@ export interface TraceEvent {
 
 /** Options of {@linkcode Loop}. */
 export interface LoopOptions {
-  /** Tells which sockets are ready, and sleeps. Default: a `DefaultSelector`. */
+  /** Tells which sockets are ready, and sleeps; of one running loop at a time. Default: a `DefaultSelector`. */
   selector?: Selector | undefined;
   /** Tells the time. Default: the platform's monotonic clock. Another one needs a selector that sleeps by it. */
   clock?: Clock | undefined;
@@ -283,6 +284,9 @@ const DEADLOCKED_NAMED = 20;
 
 /** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
 const SWALLOWED_MAX = 1000;
+
+/** The selectors of the loops that are running: what one finds for one loop must not be taken by another. */
+const IN_USE = new WeakSet<Selector>();
 
 /**
  * The event loop. `ready` holds the tasks that can take a step, `selector` watches the sockets that others wait for.
@@ -402,12 +406,13 @@ export class Loop {
   /**
    * Runs `main` to its end; then cancels every task that is left, waits until they have ended, and settles as `main`
    * did. When `options.signal` aborts, `main` is cancelled, with the signal's reason; `run` then rejects with the
-   * `Cancelled`, unless `main` ends otherwise.
+   * `Cancelled`, unless `main` ends otherwise. (If `main` returns a task or a promise, it settles as that does; a task that
+   * had not ended has been cancelled by then.)
    *
    * @throws What `main` throws; {@linkcode Cancelled} if it was cancelled.
    * @throws {TypeError} If `main` is not a coroutine, or `signal` not an `AbortSignal`.
    * @throws {DeadlockError} If nothing can wake the tasks any more. Never while `signal` may still abort.
-   * @throws {Error} If the loop is running already, or was stopped before `main` had ended.
+   * @throws {Error} If the loop, or another with its selector, is running already, or it was stopped before `main` had ended.
    */
   async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal | undefined } = {}): Promise<T> {
     const { signal } = options;
@@ -448,7 +453,7 @@ export class Loop {
    * Runs until `stop()` is called or the last task has ended.
    *
    * @throws {DeadlockError} If nothing can wake the tasks any more.
-   * @throws {Error} If the loop is running already.
+   * @throws {Error} If the loop, or another with its selector, is running already.
    */
   async runForever(): Promise<void> {
     await this.#begin();
@@ -472,8 +477,12 @@ export class Loop {
 
   async #begin(): Promise<void> {
     if (this.#running) throw new Error("Cannot run the loop: it is running already");
+    if (IN_USE.has(this.selector)) {
+      throw new Error("Cannot run the loop: another one that is running has the same selector");
+    }
     this.#platformTurned = this.time();
     this.#running = true;
+    IN_USE.add(this.selector);
     this.#stopped = false;
     this.#stuckSince = null;
     await null; // By then, whoever holds a task outside the loop, say Promise.all, has asked for its outcome.
@@ -481,6 +490,7 @@ export class Loop {
 
   #end(): void {
     this.#running = false;
+    IN_USE.delete(this.selector);
     if (this.#failed.length > 0) this.#reportFailed();
     this.selector.wakeup?.(); // With no select under way, it lets go of its timer.
   }
@@ -554,7 +564,7 @@ export class Loop {
         this.#turn(events);
       } finally {
         running = null;
-        this.#current = null; // What is reported after the turn is reported in no task.
+        this.#current = null;
       }
       if (this.#failed.length > 0) await this.#reportSoon();
     }
@@ -1061,8 +1071,10 @@ export class Loop {
     for (const task of failed) {
       if (task._watchers > 0 || task._reported) continue;
       task._reported = true;
+      this.#current = task; // So that the hook sees its task locals.
       this._report(task._value, task);
     }
+    this.#current = null;
   }
 
   /** @ignore */
@@ -1629,7 +1641,8 @@ export class TaskLocal<T> {
   }
 
   /**
-   * Sets the value for the current task and the tasks it creates from now on.
+   * Sets the value for the current task and the tasks it creates from now on. (What a coroutine sets that is run by `yield*`
+   * stays set for its caller: they are the same task.)
    *
    * @throws {Error} If no task is running here.
    */
@@ -2144,7 +2157,7 @@ export class ParkingLot<T = void> {
     return this.name;
   }
 
-  /** Wakes the task that has waited longest, gives it `value`, and returns it; null if none waits. */
+  /** Wakes the task that has waited longest, gives it `value`, and returns it. If none waits, null: `value` is not kept. */
   unpark(value: T): Task<any> | null {
     const task = this.#first;
     if (!task) return null;
@@ -2227,14 +2240,18 @@ export interface Selector {
    * can be watched for `EVENT_WRITE` too: it is ready for that once it is closed, and not before.
    */
   register(fileobj: Selectable, events: number, data?: unknown): void;
-  /** Ends the watch; given `events`, only for those. */
+  /**
+   * Ends the watch; given `events`, only for those. What is not watched is no error: a wait may be cancelled after `select`
+   * has told of it.
+   */
   unregister(fileobj: Selectable, events?: number): void;
   /**
    * Waits until something is ready, and says what; at most `timeout` milliseconds, for ever if that is undefined, or if it
    * is `Infinity`. (Then a task sleeps that long, which keeps the program going as any timer does.) What has been closed
    * counts as ready. `select(0)` lets the platform's own event loop turn once. With `again` another `select` or a `wakeup`
    * will follow: the timer set for this one may be kept until then. It may return early, with nothing; but if the clock has
-   * not moved meanwhile and all tasks wait for each other, that is a deadlock. What it rejects with ends the run.
+   * not moved meanwhile and all tasks wait for each other, that is a deadlock, whatever the selector itself is still going
+   * to do: keep a task in `until`, or give `run` a `signal`. What it rejects with ends the run.
    */
   select(timeout?: number, again?: boolean): Promise<[SelectorKey, number][]>;
   /**
@@ -2335,12 +2352,16 @@ export interface World {
 
 let world: World | null = null;
 
-/** Makes `w` the world of every loop that is not given one. `net.ts` does so with the platform's. */
+/**
+ * Makes `w` the world of every loop that is not given one, and `w.network` the one of `listen` outside of tasks. `net.ts`
+ * does so with the platform's.
+ */
 export function setDefaultWorld(w: World): void {
   world = w;
 }
 
-function defaultWorld(): World {
+/** @ignore */
+export function defaultWorld(): World {
   if (!world) {
     throw new TypeError("Cannot make a loop: import net.ts (or mod.ts), or pass { selector, clock, network }");
   }

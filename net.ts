@@ -41,6 +41,7 @@ import {
   ClosedError,
   type Coroutine,
   type DatagramLike,
+  defaultWorld,
   EVENT_READ,
   EVENT_WRITE,
   kind,
@@ -602,7 +603,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /**
    * Takes at most `maxBytes` of what has arrived; an empty array at end of stream, again and again. The array is a view
-   * into a larger buffer whose other parts are not yours; `slice()` it to keep only a part, or to transfer it.
+   * into a larger buffer whose other parts are not yours; `slice()` it to keep only a part, or to transfer it. (Nothing
+   * arrives here before somebody waits: whether an idle connection was closed shows in a short `readWait`.)
    *
    * @throws {WouldBlock} If nothing has arrived.
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
@@ -1553,20 +1555,22 @@ const unstable = Deno as unknown as { listenDatagram?(options: unknown): Datagra
 const denoNetwork: Network = {
   listen(options: ListenOptions): Listener {
     checkListen(options);
-    return new Listener(Deno.listen(options as Deno.TcpListenOptions) as ConnectionListener);
+    return open("listen on", options, () => {
+      return new Listener(Deno.listen(options as Deno.TcpListenOptions) as ConnectionListener);
+    });
   },
 
   listenTls(options: ListenTlsOptions): Listener {
     checkListen(options);
-    return new Listener(Deno.listenTls(options as Parameters<typeof Deno.listenTls>[0]) as ConnectionListener);
+    return open("listen on", options, () => {
+      return new Listener(Deno.listenTls(options as Parameters<typeof Deno.listenTls>[0]) as ConnectionListener);
+    });
   },
 
   *connect(options: ConnectOptions): Coroutine<Socket> {
     checkAddress("connect to", options, 1);
     const theirs = options.transport === "unix" ? undefined : options.signal;
-    const { hostname = "127.0.0.1", port, path } = options as { hostname?: string; port?: number; path?: string };
-    const where = options.transport === "unix" ? path : `${hostname} port ${port}`;
-    return yield* attempt(`connect to ${where}`, theirs, function connect(ours) {
+    return yield* attempt(`connect to ${place(options, "127.0.0.1")}`, theirs, function connect(ours) {
       return dial(options as Deno.ConnectOptions, ours, theirs);
     });
   },
@@ -1575,8 +1579,7 @@ const denoNetwork: Network = {
     checkOptions("connect to", options);
     checkPort("connect to", options.port, 1);
     checkTlsOptions(options);
-    const { hostname = "127.0.0.1", port } = options;
-    return yield* attempt(`connect to ${hostname} port ${port}`, undefined, function connectTls(signal) {
+    return yield* attempt(`connect to ${place(options, "127.0.0.1")}`, undefined, function connectTls(signal) {
       return shakeHands(dialTls(options, signal), signal);
     });
   },
@@ -1589,7 +1592,9 @@ const denoNetwork: Network = {
     if (!unstable.listenDatagram) {
       throw new Deno.errors.NotSupported("Cannot open a datagram socket: Deno needs the flag --unstable-net for it");
     }
-    return new DatagramSocket(unstable.listenDatagram({ ...options, transport: "udp" }));
+    return open("receive on", options, () => {
+      return new DatagramSocket(unstable.listenDatagram!({ ...options, transport: "udp" }));
+    });
   },
 };
 
@@ -1655,6 +1660,22 @@ function checkTlsOptions(options: StartTlsOptions): void {
 function checkPort(what: string, port: unknown, least: number): void {
   if (!Number.isInteger(port) || (port as number) < least || (port as number) > 65535) {
     throw new RangeError(`Cannot ${what} port ${kind(port)}: it must be a whole number from ${least} to 65535`);
+  }
+}
+
+/** An address, or options that have one, in words. */
+function place(options: object, anyHost: string): string {
+  const { transport, path, hostname = anyHost, port } = options as Partial<Record<string, unknown>>;
+  return transport === "unix" ? String(path) : `${hostname} port ${port}`;
+}
+
+/** Opens what listens at `options`. An error of Deno's does not say where that is. */
+function open<L>(what: string, options: object, begin: () => L): L {
+  try {
+    return begin();
+  } catch (error) {
+    if (error instanceof Error) error.message = `Cannot ${what} ${place(options, "0.0.0.0")}: ${error.message}`;
+    throw error;
   }
 }
 
@@ -1744,9 +1765,9 @@ async function shakeHands(connecting: Promise<Deno.TlsConn>, signal: AbortSignal
 // What programs call
 // -------------------------------------
 
-/** The network of the loop that runs the current task; the platform's, outside of tasks. */
+/** The network of the loop that runs the current task; outside of tasks the default one. */
 function network(): Network {
-  return runningLoopOrNull()?.network ?? denoNetwork;
+  return (runningLoopOrNull() ?? defaultWorld()).network;
 }
 
 /** A function that not every network has. */
@@ -1758,7 +1779,7 @@ function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): N
 }
 
 /**
- * Opens a listening socket on TCP or a Unix path. Options are `Deno.listen`'s.
+ * Opens a listening socket on TCP or a Unix path. Options are `Deno.listen`'s. An error of Deno's says where, too.
  *
  * @throws {RangeError} If the port is not one from 0 to 65535.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.

@@ -47,6 +47,7 @@ import {
   type Task,
   TaskError,
   taskGroup,
+  TaskLocal,
   until,
   WouldBlock,
   writeWait,
@@ -1148,6 +1149,25 @@ Deno.test("K8 an error whose joiner leaves in the last report of a run is report
   assertEquals(told, ["alone", "joined"]);
 });
 
+Deno.test("K8 onError sees the task locals of the task that has failed", async () => {
+  const request = new TaskLocal("none");
+  const told: [string, string][] = [];
+  const { loop } = simulation({ onError: (error) => void told.push([String(error), request.get()]) });
+  function* handler(name: string): Coroutine {
+    request.set(name);
+    yield* checkpoint();
+    throw name;
+  }
+  await loop.run((function* () {
+    loop.createTask(handler("first"));
+    loop.createTask(handler("second"));
+    yield* sleep(1);
+    assertEquals(request.get(), "none");
+  })());
+  assertEquals(told, [["first", "first"], ["second", "second"]]);
+  assertEquals(loop.currentTask, null);
+});
+
 // ---- K9 ----------------------------------------------------------------------------------------------------------
 
 Deno.test("K9 run while running is an error, and does no harm", async () => {
@@ -1189,6 +1209,17 @@ Deno.test("K9 two loops run side by side, and each task knows its own", async ()
     return right;
   }
   assertEquals(await Promise.all([a.run(work(a)), b.run(work(b))]), [true, true]);
+});
+
+Deno.test("K9 two loops that run at once cannot share a selector; one after the other they can", async () => {
+  const { loop, world } = simulation();
+  const other = new Loop({ clock: world, selector: world });
+  const result = loop.run(sleep(1));
+  await assertRejects(() => other.run(value(1)), Error, "another one that is running has the same selector");
+  await assertRejects(() => other.runForever(), Error, "the same selector");
+  await result;
+  assertEquals(await other.run(value(1)), 1);
+  assertEquals(await loop.run(value(2)), 2);
 });
 
 Deno.test("K9 a task can run another loop, and stays in its own", async () => {

@@ -35,6 +35,7 @@ import {
   WouldBlock,
   writeWait,
 } from "../mod.ts";
+import { defaultWorld, setDefaultWorld } from "../loop.ts";
 import { runWithGc } from "./heap.ts";
 import { needs } from "./permissions.ts";
 import { bytes, text, thrownBy } from "./world.ts";
@@ -1434,6 +1435,20 @@ Deno.test("N9 listen and connect in a task take the network of its loop, whereve
     for (const coro of [madeOutside, connect(where)]) (yield* coro).close();
   }());
   assertEquals(network.asked, [where, where, where]);
+});
+
+Deno.test("N9 outside of tasks listen takes the network of the default world", async () => {
+  const network = new PairNetwork();
+  const where = { hostname: "127.0.0.1", port: 9 };
+  const real = defaultWorld();
+  setDefaultWorld({ ...real, network });
+  try {
+    assertThrows(() => listen(where), Error, "Cannot listen here");
+    (await new Loop().run(connect(where))).close();
+    assertEquals(network.asked, [where, where]);
+  } finally {
+    setDefaultWorld(real);
+  }
 });
 
 Deno.test("N9 a network whose connect returns a promise is told to return a coroutine", async () => {

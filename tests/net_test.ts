@@ -1012,7 +1012,13 @@ Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =
       );
     }
     using listener = listen({ hostname: "127.0.0.1", port: 0 });
-    assertThrows(() => listen({ hostname: "127.0.0.1", port: portOf(listener) }), Deno.errors.AddrInUse);
+    const taken = { hostname: "127.0.0.1", port: portOf(listener) };
+    const { AddrInUse } = Deno.errors;
+    assertThrows(
+      () => listen(taken),
+      AddrInUse,
+      `Cannot listen on 127.0.0.1 port ${taken.port}: Address already in use`,
+    );
     const client = yield* connect({ port: portOf(listener) });
     assertThrows(() => client.recv(0), RangeError, "Cannot recv 0 bytes");
     assertThrows(() => client.recv(-1), RangeError);

@@ -182,7 +182,12 @@ if (flagged) {
   Deno.test("N14 a port in use is AddrInUse, one out of range a RangeError", granted, () => {
     using sock = datagram(LOCAL);
     const { port } = sock.addr as Deno.NetAddr;
-    assertThrows(() => datagram({ hostname: "127.0.0.1", port }), Deno.errors.AddrInUse);
+    const { AddrInUse } = Deno.errors;
+    assertThrows(
+      () => datagram({ hostname: "127.0.0.1", port }),
+      AddrInUse,
+      `receive on 127.0.0.1 port ${port}: Address`,
+    );
     assertThrows(() => datagram({ port: 65536 }), RangeError, "Cannot receive on port 65536");
   });
 
