@@ -324,7 +324,7 @@ export class TaskGroup {
   _raise(): void {
     const errors = [...this.#errors];
     if (errors.length === 1) throw errors[0];
-    if (errors.length > 1) throw new AggregateError(errors, "Several tasks of a group failed");
+    if (errors.length > 1) throw new AggregateError(errors, "Several tasks failed");
   }
 }
 

@@ -475,7 +475,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * The read side as a web stream, for `pipeTo`, `CompressionStream` and the like. It reads from this stream only when it is
    * read itself, so a program may read some lines first and pipe the rest. Its chunks are copies. Once it was cancelled, or
    * has failed, there is a new one here, which goes on where it ended. Get it inside a task: its reads are tasks of that
-   * loop, and each loop has its own.
+   * loop, and each loop has its own. While that loop does not run they wait: what makes use of it must end before the run.
    *
    * @throws {Error} If no task is running here.
    *
@@ -537,7 +537,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * even in the middle of a write, with all that has not left; the peer sees the end of the stream, and cannot tell that
    * something is missing. A `pipeTo` whose signal aborts waits for the write under way first, as pipes do everywhere;
    * closing this stream ends that too. Once a write was refused, say as another task was writing, there is a new one here.
-   * Get it inside a task: its writes are tasks of that loop, and each loop has its own.
+   * Get it inside a task: its writes are tasks of that loop, and each loop has its own. While that loop does not run they
+   * wait.
    *
    * @throws {Error} If no task is running here.
    */
@@ -630,7 +631,8 @@ export interface ServeOptions<A extends Addr = Addr> {
    */
   maxConnections?: number | undefined;
   /**
-   * How long handlers may go on, in milliseconds, after the server was asked to end; then they are cancelled. Default: 1000.
+   * How long handlers may go on, in milliseconds, after the server was asked to end; then they are cancelled. Another
+   * cancellation does not cut that short: for this, run each in `cancelScope(() => handler(sock), { signal })`. Default: 1000.
    */
   drainTimeout?: number | undefined;
   /**
