@@ -641,6 +641,17 @@ Deno.test("C3 a cancel, or a deadline, that comes from outside wakes an idle loo
   }
 });
 
+Deno.test("C3 the reason is in the message in words, whatever it is", () => {
+  const reasons = [undefined, "no need", new Error("no room"), { message: "secret" }, 5];
+  assertEquals(reasons.map((reason) => new Cancelled(reason).message), [
+    "The task was cancelled",
+    "The task was cancelled: no need",
+    "The task was cancelled: no room",
+    "The task was cancelled: a value of type Object",
+    "The task was cancelled: 5",
+  ]);
+});
+
 // ---- C4 ----------------------------------------------------------------------------------------------------------
 
 Deno.test("C4 a task that is ready takes the step it is due, and its op delivers what it had", async () => {

@@ -124,6 +124,24 @@ Deno.test("K2 tasks that are ready step in the order in which they became so", a
   assertEquals(log, ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]);
 });
 
+Deno.test("K2 an op that gives nothing gives nothing, whatever the one before has given", async () => {
+  await simulate(function* () {
+    for (const op of [checkpoint, () => sleep(0), () => sleep(1)]) {
+      assertEquals(yield* until(Promise.resolve(5)), 5);
+      assertEquals(yield* op(), undefined);
+    }
+  });
+});
+
+Deno.test("K2 ready is a deque: what is taken comes in order, and from an empty one nothing comes", () => {
+  const { loop } = simulation();
+  const tasks = [loop.createTask(sleep(1)), loop.createTask(sleep(2))];
+  assertEquals([loop.ready.popleft(), loop.ready.popleft()], tasks);
+  assertEquals([loop.ready.popleft(), loop.ready.length], [undefined, 0]);
+  loop.ready.append(tasks[1]);
+  assertEquals([loop.ready.popleft(), loop.ready.length], [tasks[1], 0]);
+});
+
 Deno.test("K2 what the run band makes ready runs in the next turn", async () => {
   const { loop, world } = simulation();
   const turns: [string, number][] = [];
@@ -1149,6 +1167,28 @@ Deno.test("K8 an error whose joiner leaves in the last report of a run is report
   assertEquals(told, ["alone", "joined"]);
 });
 
+Deno.test("K8 an error whose joiner gives up is not reported if another joins in the same step", async () => {
+  await simulate(function* ({ loop }) {
+    const bad = loop.createTask(fails("bad"));
+    const joiner = bad.join();
+    joiner.next();
+    yield* bad.wait();
+    joiner.return(undefined as never);
+    assertEquals(yield* thrownBy(bad.join()), "bad");
+  }, { errors: [] });
+});
+
+Deno.test("K8 K7 after a report no task is running, and a task made outside wakes the loop", async () => {
+  const { loop, errors } = simulation();
+  const seen: unknown[] = [];
+  function* main(): Coroutine {
+    loop.createTask(fails("bad"));
+    yield* until(platformTurn().then(() => seen.push(runningLoopOrNull())));
+  }
+  await loop.run(main());
+  assertEquals([seen, errors.length], [[null], 1]);
+});
+
 Deno.test("K8 onError sees the task locals of the task that has failed", async () => {
   const request = new TaskLocal("none");
   const told: [string, string][] = [];
@@ -1609,6 +1649,20 @@ Deno.test("K11 a deadlock is told at a time that rounds, too", async () => {
   await assertRejects(() => loop.run(main()), DeadlockError);
 });
 
+Deno.test("K11 a DeadlockError says in words what each op waits for, whatever its arguments are", async () => {
+  const { loop } = simulation();
+  const lot = new ParkingLot("a letter");
+  function* odd(): Coroutine {
+    yield ["park", lot, 5, null, undefined, "text", {}, Math.max, () => {}];
+  }
+  const reader = loop.createTask(park(lot));
+  loop.createTask(until(reader));
+  const error = await assertRejects(() => loop.run(odd()), DeadlockError);
+  assertStringIncludes(error.message, "task 1 (waits for park a letter)");
+  assertStringIncludes(error.message, "task 2 (waits for until Task 1)");
+  assertStringIncludes(error.message, "(waits for park a letter 5 null undefined text Object max function)");
+});
+
 Deno.test("K11 K12 a stop() from outside is no deadlock, though nothing could have woken the tasks", async () => {
   const { loop } = simulation();
   const task = loop.createTask(park(new ParkingLot()));
@@ -1805,6 +1859,21 @@ Deno.test("K13 a hundred thousand tasks leave nothing behind", async () => {
   assertEquals(ended, 100_000);
   assertEquals([...loop.tasks], []);
   assertEquals([loop.ready.length, world.keys.size], [0, 0]);
+});
+
+Deno.test("K13 blocks that were left long ago go when the tasks that outlived them have ended", async () => {
+  await simulate(function* ({ loop }) {
+    for (let i = 0; i < 3; i++) {
+      yield* cancelScope(function* (outer) {
+        yield* cancelScope(function* (inner) {
+          loop.createTask(sleep(5), { scope: inner });
+          loop.createTask(sleep(9), { scope: outer });
+        });
+      });
+      yield* sleep(10);
+      assertEquals([...currentTask()._parent._walk()].length, 2); // the root and this task
+    }
+  });
 });
 
 Deno.test("K13 K9 a loop that runs again and again keeps nothing of its runs", async () => {
