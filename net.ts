@@ -563,6 +563,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   /** Since it was closed: how many reads have brought something, and how many bytes came after all of ours had left. */
   #lingerReads = 0;
   #lingerBytes = 0;
+  /** Whether the connection was let go. */
+  #ended = false;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
   constructor(conn: Connection) {
@@ -699,7 +701,9 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     }
     if (this.closed) return this.#onLingerRead(typeof result === "number" ? result : 0);
     this._signal(EVENT_READ);
-    if (this.#writeError !== null) this._signal(EVENT_WRITE);
+    if (this.#writeError === null) return;
+    this._signal(EVENT_WRITE);
+    this.#wakeFlushed();
   }
 
   /** A read that was filled makes the next one larger; several in a row that were nearly empty make it smaller. */
@@ -922,6 +926,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     if (this.#leavingTo === 0 && !this.#writeEnd) return this.#end(); // Nothing was ever sent, not even an end.
     if (this.#leaving === null && !unread) return this.#endIfSilent();
     this.#lingerTimer = setTimeout(() => this.#end(), LINGER);
+    this.#writeEnd?.catch(() => this.#end()); // The peer would not hear of it.
     this.#linger();
   }
 
@@ -993,6 +998,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 
   #end(): void {
+    if (this.#ended) return; // What was under way ends by this, and comes here again.
+    this.#ended = true;
     clearTimeout(this.#lingerTimer);
     clearImmediate(this.#lingerPause);
     this.#eof = true; // So a read under way starts no other when it ends.
@@ -1874,8 +1881,8 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Addr &
 /**
  * Switches a connection that began without TLS to it, as the client; Deno has no way to do that as the server. Waits until
  * what was sent has left; after that `sock` is closed and the socket that is returned takes its place. If it is refused,
- * `sock` is as it was; if it is cancelled later, or the sides do not agree, the connection is closed (or kept by Deno, as
- * {@linkcode connectTls} says).
+ * `sock` is as it was; if it is cancelled later, the sides do not agree, or Deno takes neither the host's name nor a
+ * connection that is not its own, the connection is closed (or kept by Deno, as {@linkcode connectTls} says).
  *
  * A `Stream` over `sock` may hold bytes that came before TLS, which anybody may have written: go on only if its
  * `buffered` is 0, and with a new stream.

@@ -1162,6 +1162,48 @@ Deno.test("N5 a closed socket that cannot end its side lets go at once", async (
   selector.close();
 });
 
+Deno.test("N5 so does one whose side could not be ended before, with bytes unread", async () => {
+  const { conn, sock, selector } = fake();
+  conn.closeWrite = () => Promise.reject(new Error("not connected"));
+  await new Loop().run((function* (): Coroutine {
+    yield* thrownBy(sock.closeWrite());
+    sock._arm(EVENT_READ);
+    yield* until(conn.arrive("unread"));
+    sock.close();
+    yield* until(turn());
+  })());
+  assertEquals(conn.closed, 1);
+  selector.close();
+});
+
+Deno.test("N5 N15 a connection is closed once, though what was under way on it ends by that", async () => {
+  for (const end of [(sock: Socket) => sock.close(), (sock: Socket) => sock.abort()]) {
+    const { conn, sock, selector } = fake();
+    sock._arm(EVENT_READ);
+    sock.send(bytes("sent"));
+    end(sock);
+    sock.abort();
+    await turn();
+    assertEquals(conn.closed, 1);
+    selector.close();
+  }
+});
+
+Deno.test("N6 who waits in closeWrite hears of a reset that a read has brought", async () => {
+  const { conn, sock, selector } = fake();
+  const loop = new Loop();
+  await loop.run((function* (): Coroutine {
+    sock.send(bytes("sent"));
+    sock._arm(EVENT_READ);
+    const closing = loop.createTask(sock.closeWrite());
+    yield* checkpoint();
+    conn.reads.shift()!.reject(new Deno.errors.ConnectionReset("Connection reset by peer"));
+    assertInstanceOf(yield* thrownBy(() => closing.join()), Deno.errors.ConnectionReset);
+  })());
+  sock.abort();
+  selector.close();
+});
+
 Deno.test("N2 closeWrite twice ends the side once, and so does a close() after it", async () => {
   const { conn, sock, selector } = fake();
   let ends = 0;
