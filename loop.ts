@@ -371,8 +371,8 @@ export class Loop {
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
-   * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before. (One that was only stepped, by hand or
-   * by `yield*`, looks like a new one.) Or if `options.scope` is not a `CancelScope`.
+   * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before (one that was only stepped, by hand or by
+   * `yield*`, looks like a new one), or if `options.scope` is not a `CancelScope`.
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
@@ -1469,7 +1469,7 @@ export class Task<T = any> implements PromiseLike<T> {
   _close(): void {
     for (let coro: Coroutine<any> | undefined = this._coro!; coro; coro = this.#callers.pop()) {
       try {
-        for (let n = 0, op; n < SWALLOWED_MAX && !(op = coro.return(undefined)).done; n++) hush(op.value);
+        for (let n = 0, step; n < SWALLOWED_MAX && !(step = coro.return(undefined)).done; n++) hush(step.value);
       } catch {
         // The task was given up; that is what is reported.
       }
