@@ -346,6 +346,8 @@ export class Loop {
   _parked = 0;
   /** Whether, in this run, something outside the loop has woken a task or made one. */
   #fedFromOutside = false;
+  /** Whether a task that is left may wait for one of another loop; that goes on in a later run. */
+  #fedByLoop = false;
   /** The signals that may still abort something here, which is something to wait for, and what they abort. */
   readonly #signals = new Map<AbortSignal, Set<(reason: unknown) => void>>();
   /** Since when, on its clock, nothing that it knows of will wake it; null if something will. */
@@ -491,6 +493,7 @@ export class Loop {
   #end(): void {
     this.#running = false;
     IN_USE.delete(this.selector);
+    if (this.#live === 0) this.#fedByLoop = false;
     if (this.#failed.length > 0) this.#reportFailed();
     this.selector.wakeup?.(); // With no select under way, it lets go of its timer.
   }
@@ -693,8 +696,8 @@ export class Loop {
 
   /** Whether every task waits for another, and nobody outside was ever seen to wake one, nor can abort them. */
   get #stuck(): boolean {
-    return this._parked === this.#live && this._timers.length === 0 && !this.#fedFromOutside &&
-      this.#signals.size === 0;
+    return this._parked === this.#live && this._timers.length === 0 && this.#signals.size === 0 &&
+      !this.#fedFromOutside && !this.#fedByLoop;
   }
 
   /** Something has become ready that the selector does not know of. */
@@ -839,7 +842,7 @@ export class Loop {
 
   /** @ignore A task of this loop waits for one of `other`: what wakes it comes from outside. */
   _noteWait(other: Loop): void {
-    if (other !== this) this.#fedFromOutside = true;
+    if (other !== this) this.#fedByLoop = true;
   }
 
   /** @ignore Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
@@ -1234,7 +1237,7 @@ export interface TaskOptions {
   name?: string | undefined;
   /**
    * The scope the task lives in, and is cancelled with. Default: the loop's own, which `run` cancels when it ends. A task
-   * that outlives the block of its scope is left to the scopes around it.
+   * that outlives the block of its scope is left to the scopes around it, and to a late `cancel()` of its own.
    */
   scope?: CancelScope | undefined;
 }

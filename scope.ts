@@ -225,8 +225,10 @@ export class TaskGroup {
       lot.unpark();
     });
     // A caller that is cancelled already hears of it at its wait; by then the task would have begun one of its own.
-    const cancelled = currentTask()._scope._cancelledBy;
+    const caller = currentTask();
+    const cancelled = caller._scope._cancelledBy;
     if (cancelled) task.cancel(cancelled._error().reason);
+    caller.loop._noteWait(task.loop);
     try {
       yield* said ? checkpoint() : park(lot);
     } catch (error) {
@@ -413,7 +415,7 @@ function* allOf<C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Result
  * for what must not be lost, such as a bare `queue.get()`.
  *
  * @throws {TypeError} If there is nothing to run, or `coros` is not an array of coroutines.
- * @throws The error of one that fails before any has ended, or cleaning up; {@linkcode AggregateError} if several do.
+ * @throws The error of one that fails before any has ended, in the turn of the first, or cleaning up; {@linkcode AggregateError} if several do.
  * @throws {TaskError} If each of them was cancelled, and nothing else.
  *
  * @example

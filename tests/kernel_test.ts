@@ -46,6 +46,7 @@ import {
   Stream,
   type Task,
   TaskError,
+  type TaskGroup,
   taskGroup,
   TaskLocal,
   until,
@@ -1554,6 +1555,47 @@ Deno.test("K11 who joins a task of another loop is woken from outside", async ()
     await joined;
     await other;
   }
+});
+
+Deno.test("K11 K12 who waits for a task of another loop is no deadlock in a run after a stop(), either", async () => {
+  const there = simulation();
+  const here = simulation();
+  there.world.autojump = false;
+  const task = there.loop.createTask(sleep(1500));
+  const other = there.loop.runForever();
+  const waiter = here.loop.createTask(task.join());
+  here.loop.createTask((function* () {
+    yield* sleep(5);
+    here.loop.stop();
+  })());
+  await here.loop.runForever();
+  const joined = here.loop.run(waiter.join());
+  for (let i = 0; i < 20; i++) await platformTurn();
+  there.world.advance(1500);
+  await joined;
+  await other;
+  await assertRejects(() => here.loop.run(park(new ParkingLot())), DeadlockError);
+});
+
+Deno.test("K11 who starts a task in a group of another loop is woken from outside", async () => {
+  const there = simulation();
+  const here = simulation();
+  there.world.autojump = false;
+  let group!: TaskGroup;
+  const other = there.loop.run(taskGroup(function* (own) {
+    group = own;
+    yield* sleep(1700);
+  }));
+  await platformTurn();
+  const started = here.loop.run(group.start(function* (started: (value: number) => void) {
+    yield* sleep(1500);
+    started(7);
+  }));
+  for (let i = 0; i < 20; i++) await platformTurn();
+  there.world.advance(1500);
+  assertEquals(await started, 7);
+  there.world.advance(200);
+  await other;
 });
 
 Deno.test("K11 a DeadlockError has the ops, though run has ended the tasks by then", async () => {

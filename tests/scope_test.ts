@@ -1120,6 +1120,16 @@ Deno.test("G6 race: an error that comes first is thrown, an error of a loser's c
   });
 });
 
+Deno.test("G6 race: an error in the turn of the winner is not lost", async () => {
+  await simulate(function* () {
+    function* fails(): Coroutine {
+      yield* sleep(1);
+      throw "in the same turn";
+    }
+    assertEquals(yield* thrownBy(race([sleep(1), fails()])), "in the same turn");
+  });
+});
+
 Deno.test("G6 race: cancelled from outside it passes the cancellation on", async () => {
   await simulate(function* () {
     const log: string[] = [];
