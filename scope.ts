@@ -415,7 +415,8 @@ function* allOf<C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Result
  * for what must not be lost, such as a bare `queue.get()`.
  *
  * @throws {TypeError} If there is nothing to run, or `coros` is not an array of coroutines.
- * @throws The error of one that fails before any has ended, in the turn of the first, or cleaning up; {@linkcode AggregateError} if several do.
+ * @throws The error of one that fails before any has ended, in the turn of the first, or cleaning up;
+ * {@linkcode AggregateError} if several do.
  * @throws {TaskError} If each of them was cancelled, and nothing else.
  *
  * @example
