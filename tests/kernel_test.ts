@@ -259,15 +259,15 @@ signals.ignore ||= Deno.build.os === "windows";
 Deno.test("K3 two tasks that ping-pong starve no signal", signals, async () => {
   let heard = false;
   const listener = () => heard = true;
-  Deno.addSignalListener("SIGUSR1", listener);
+  Deno.addSignalListener("SIGHUP", listener);
   try {
     const loop = new Loop();
     loop.createTask(forever(() => heard));
     loop.createTask(forever(() => heard));
-    Deno.kill(Deno.pid, "SIGUSR1");
+    Deno.kill(Deno.pid, "SIGHUP");
     await loop.runForever();
   } finally {
-    Deno.removeSignalListener("SIGUSR1", listener);
+    Deno.removeSignalListener("SIGHUP", listener);
   }
   assert(heard);
 });
