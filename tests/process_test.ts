@@ -2,7 +2,7 @@
  * process_test.ts: signals and workers.
  *
  * Signals are sent by the program to itself, as SIGHUP and SIGUSR2, which nobody else here uses. (Not as SIGUSR1: at that
- * Deno 2.9.6 starts its inspector, and now and then takes the signal for itself.) Workers are real threads;
+ * Deno 2.9.6 may start its inspector.) Workers are real threads;
  * that one has begun is known by the message it sends, not by waiting.
  */
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
