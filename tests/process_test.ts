@@ -176,7 +176,7 @@ test("P2 a cancelled get leaves the signal to the next, and getters are served i
   await run(function* (loop) {
     using signals = new SignalQueue("SIGHUP", "SIGUSR2");
     const [first, second, third] = [0, 1, 2].map(() => loop.createTask(signals.get()));
-    yield* sleep(0);
+    while (first.op?.[0] !== "until") yield* checkpoint(); // Before, it might still get the signal.
     first.cancel();
     send("SIGHUP");
     assertEquals(yield* second.join(), "SIGHUP");
