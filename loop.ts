@@ -317,7 +317,7 @@ export class Loop {
   readonly #clock: Clock;
   readonly #onError: NonNullable<LoopOptions["onError"]>;
   readonly #trace: LoopOptions["trace"];
-  readonly #ops = new Map<string, OpHandler>();
+  readonly #ops = new Map(KERNEL_OPS);
 
   // Its tasks.
   #root: CancelScope = new CancelScope(this, null, null);
@@ -365,7 +365,6 @@ export class Loop {
     this.network = options.network ?? defaultWorld().network;
     this.#onError = options.onError ?? printError;
     this.#trace = options.trace;
-    for (const [name, handler] of KERNEL_OPS) this.addOp(name, handler);
   }
 
   // ---- Tasks ------------------------
@@ -801,7 +800,7 @@ export class Loop {
   #checkWait(task: Task<any>): void {
     if (task.loop !== this) throw new Error(`Cannot wake ${task}: it is a task of another loop`);
     const name = task._op?.[0];
-    if (KERNEL_OPS.some(([known]) => known === name)) {
+    if (name !== undefined && KERNEL_OPS.has(name)) {
       throw new Error(`Cannot wake ${task}: it waits for ${name}, which ends by itself`);
     }
   }
@@ -1121,7 +1120,7 @@ function printError(error: unknown, task: Task<any> | null): void {
 // The kernel's own ops
 // -------------------------------------
 
-const KERNEL_OPS: [name: string, handler: OpHandler][] = [
+const KERNEL_OPS: ReadonlyMap<string, OpHandler> = new Map<string, OpHandler>([
   ["read_wait", {
     start: (task, sock: Selectable) => void task.loop.selector.register(sock, EVENT_READ, task),
     cancel: (task, sock: Selectable) => task.loop.selector.unregister(sock, EVENT_READ),
@@ -1186,7 +1185,7 @@ const KERNEL_OPS: [name: string, handler: OpHandler][] = [
       controller!.abort(task._scope._cancelledBy?._error());
     },
   }],
-];
+]);
 
 /** A task's wait for a promise. That may live for ever, and this with it: so once the wait is over it holds nothing. */
 interface PromiseWait {
