@@ -1202,22 +1202,20 @@ function endPromiseWait(wait: PromiseWait, then?: (task: Task<any>) => void): vo
 
 /** `until` of a task. The task must know at once that somebody takes its outcome; and, once `signal` aborts, does not. */
 function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): void {
+  const { loop } = task;
   if (other === task) throw waitsForItself(task);
-  const parks = other.loop === task.loop ? 1 : 0; // Then nobody but tasks of the loop can end this wait.
   const ended = () => {
-    task.loop._parked -= parks;
-    let value: unknown;
+    loop._parked--;
     try {
-      value = other.result();
+      loop._wake(task, other.result());
     } catch (error) {
-      return task.loop._fail(task, error);
+      loop._fail(task, error);
     }
-    task.loop._wake(task, value);
   };
-  task.loop._noteWait(other.loop);
-  task.loop._parked += parks;
+  loop._noteWait(other.loop);
+  loop._parked++; // As in a lot: nobody but another task can end this wait.
   signal.addEventListener("abort", () => {
-    task.loop._parked -= parks;
+    loop._parked--;
     other.removeDoneCallback(ended);
   });
   other.addDoneCallback(ended);
