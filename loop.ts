@@ -851,12 +851,7 @@ export class Loop {
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
     if (task._pending instanceof AsyncStart) task._pending.task = null;
     this._noteOrigin();
-    try {
-      const undone: unknown = this.#ops.get(op[0])!.cancel(task, ...op.slice(1));
-      ifRejected(undone, (error) => this._report(error, task));
-    } catch (error) {
-      this._report(error, task);
-    }
+    callHook(() => this.#ops.get(op[0])!.cancel(task, ...op.slice(1)), (error) => this._report(error, task));
     this.#deliver(task, by);
   }
 
@@ -1040,13 +1035,10 @@ export class Loop {
   // ---- Reports ----------------------
 
   #tell(task: Task<any>, op: Op): void {
-    try {
+    callHook(() => {
       const [name, ...args] = Array.isArray(op) ? op as unknown as Op : [kind(op)];
-      const told: unknown = this.#trace!({ task, op: name, args, time: this.time() });
-      ifRejected(told, (error) => this._report(error, task));
-    } catch (error) {
-      this._report(error, task);
-    }
+      return this.#trace!({ task, op: name, args, time: this.time() });
+    }, (error) => this._report(error, task));
   }
 
   /** @ignore Somebody does not wait for the outcome of `task` after all. */
@@ -1081,15 +1073,10 @@ export class Loop {
 
   /** @ignore */
   _report(error: unknown, task: Task<any>): void {
-    const failed = (hookError: unknown) => {
+    callHook(() => this.#onError(error, task), (hookError) => {
       printError(error, task);
       printError(hookError, null);
-    };
-    try {
-      ifRejected(this.#onError(error, task), failed);
-    } catch (hookError) {
-      failed(hookError);
-    }
+    });
   }
 }
 
@@ -1102,9 +1089,14 @@ class AsyncStart {
   constructor(public task: Task<any> | null) {}
 }
 
-/** @ignore A hook may be an async function: `report` is told what it rejects with. */
-export function ifRejected(told: unknown, report: (error: unknown) => void): void {
-  if (told instanceof Promise) told.catch(report);
+/** @ignore Calls a hook of the program's, which may be async: `failed` is told what it throws or rejects with. */
+export function callHook(hook: () => unknown, failed: (error: unknown) => void): void {
+  try {
+    const told = hook();
+    if (told instanceof Promise) told.catch(failed);
+  } catch (error) {
+    failed(error);
+  }
 }
 
 function printError(error: unknown, task: Task<any> | null): void {

@@ -23,6 +23,7 @@
 
 import type { Worker } from "node:worker_threads";
 import {
+  callHook,
   type CancelScope,
   cancelScope,
   checkFunctions,
@@ -30,7 +31,6 @@ import {
   type Coroutine,
   currentTask,
   Deque,
-  ifRejected,
   kind,
   type Loop,
   until,
@@ -410,12 +410,8 @@ export class WorkerPool implements Disposable {
   }
 
   #report(error: unknown): void {
-    const failed = (hookError: unknown) => console.error("Error in a hook:", hookError); // It must not end the program.
-    try {
-      ifRejected(this.#onError(error), failed);
-    } catch (hookError) {
-      failed(hookError);
-    }
+    // What the hook throws must not end the program.
+    callHook(() => this.#onError(error), (hookError) => console.error("Error in a hook:", hookError));
   }
 
   #checkOpen(): void {

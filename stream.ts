@@ -25,6 +25,7 @@
 import {
   type Addr,
   BusyError,
+  callHook,
   type CancelScope,
   cancelScope,
   checkCount,
@@ -37,7 +38,6 @@ import {
   type Coroutine,
   currentTask,
   hush,
-  ifRejected,
   kind,
   type ListenerLike,
   type Loop,
@@ -758,7 +758,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   #listening(): void {
     const task = currentTask();
     const told: unknown = this.#options.onListen?.(this.#listener.addr);
-    ifRejected(told, (error) => this.#report(error, task));
+    if (told instanceof Promise) told.catch((error) => this.#report(error, task));
   }
 
   *#drain(handlers: CancelScope): Coroutine<void> {
@@ -820,12 +820,8 @@ class Server<S extends StreamSocket, A extends Addr> {
   /** Tells `onError`, or the loop's, of what went wrong in `task`. */
   #report(error: unknown, task: Task, addr?: A): void {
     const failed = (error: unknown) => task.loop._report(error, task);
-    try {
-      if (this.#options.onError) ifRejected(this.#options.onError(error, addr), failed);
-      else failed(error);
-    } catch (hookError) {
-      failed(hookError);
-    }
+    if (this.#options.onError) callHook(() => this.#options.onError?.(error, addr), failed);
+    else failed(error);
   }
 }
 
