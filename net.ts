@@ -114,13 +114,13 @@ export abstract class Pollable implements Selectable, Disposable {
   abstract _ready(event: number): boolean;
   /** @ignore Starts whatever makes it ready for `event`. */
   abstract _arm(event: number): void;
+  /** @ignore What a read or accept is under way on; null if none is. */
+  abstract get _underWay(): Holder | null;
   /** Closes it. Whoever waits on it gets {@linkcode ClosedError}. Closing twice is fine. */
   abstract close(): void;
+  /** What it is called in messages. */
+  abstract toString(): string;
 
-  /** @ignore What a read or accept is under way on; null if none is. */
-  get _underWay(): Holder | null {
-    return null;
-  }
   #released: Holder | null = null;
   #closed = false;
 
@@ -162,11 +162,6 @@ export abstract class Pollable implements Selectable, Disposable {
   _signal(event: number): void {
     const key = event === EVENT_READ ? this._readKey : this._writeKey;
     if (key) key.selector!._signalled(key);
-  }
-
-  /** What it is called in messages. */
-  toString(): string {
-    return `${this.constructor.name.toLowerCase()} ${this.id}`;
   }
 
   /** What `console.log` shows of it: the same words. */
@@ -573,7 +568,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 
   /** What it is called in messages. */
-  override toString(): string {
+  toString(): string {
     return `socket ${this.id}`;
   }
   /** Our address. */
@@ -597,7 +592,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 
   /** @ignore */
-  override get _underWay(): Connection | null {
+  get _underWay(): Connection | null {
     return this.#reading ? this.#conn : null;
   }
 
@@ -1090,7 +1085,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   }
 
   /** What it is called in messages. */
-  override toString(): string {
+  toString(): string {
     return `listener ${this.id}`;
   }
   /** The address it listens on; `addr.port` is the real one if port 0 was asked for. */
@@ -1111,7 +1106,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
   }
 
   /** @ignore */
-  override get _underWay(): ConnectionListener<A> | null {
+  get _underWay(): ConnectionListener<A> | null {
     return this.#accepting ? this.#listener : null;
   }
 
@@ -1236,7 +1231,7 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
     return this.#conn.addr;
   }
   /** What it is called in messages. */
-  override toString(): string {
+  toString(): string {
     return `datagram socket ${this.id}`;
   }
 
@@ -1256,7 +1251,7 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
   }
 
   /** @ignore */
-  override get _underWay(): DatagramConnection<A> | null {
+  get _underWay(): DatagramConnection<A> | null {
     return this.#receiving ? this.#conn : null;
   }
 

@@ -398,7 +398,11 @@ class Watched extends Pollable {
     return this.isReady;
   }
   _arm(): void {}
+  readonly _underWay = null;
   close(): void {}
+  override toString(): string {
+    return "something watched";
+  }
 }
 
 Deno.test("N7 the selector looks only at what has news, however many idle sockets it watches", () => {
