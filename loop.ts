@@ -639,11 +639,11 @@ export class Loop {
 
   /** An op's `start` may be an async function. */
   #heed(began: Promise<unknown>, task: Task<any>): void {
-    const start = new AsyncStart(task);
-    if (task._op) task._pending = start;
+    const wait = new PromiseWait(task);
+    if (task._op) task._pending = wait;
     began.catch((error) => {
-      const { task } = start;
-      if (task?._pending === start) this._fail(task, error);
+      const { task } = wait;
+      if (task?._pending === wait) this._fail(task, error);
       else if (task) this._report(error, task);
     });
   }
@@ -849,7 +849,7 @@ export class Loop {
     const op = task._op;
     if (!op) return; // It is about to take a step, and hears of it at its next op.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
-    if (task._pending instanceof AsyncStart) task._pending.task = null;
+    if (task._pending instanceof PromiseWait) task._pending.task = null;
     this._noteOrigin();
     callHook(() => this.#ops.get(op[0])!.cancel(task, ...op.slice(1)), (error) => this._report(error, task));
     this.#deliver(task, by);
@@ -1081,12 +1081,12 @@ export class Loop {
 }
 
 /**
- * The wait that an async start has begun; its op does not tell it from others, as ops can be yielded again. The promise of
- * the start may live for ever, and this with it: so once the op is taken back it holds nothing, and what the promise rejects
- * with is ignored.
+ * A wait that a promise may end: that of `until`, or of an async start. (Its op does not tell it from others, as ops can be
+ * yielded again.) The promise may live for ever, and this with it: so once the op is taken back it holds nothing, and what
+ * becomes of the promise is ignored.
  */
-class AsyncStart {
-  constructor(public task: Task<any> | null) {}
+class PromiseWait {
+  constructor(public task: Task<any> | null, public controller: AbortController | null = null) {}
 }
 
 /** @ignore Calls a hook of the program's, which may be async: `failed` is told what it throws or rejects with. */
@@ -1155,8 +1155,7 @@ const KERNEL_OPS: ReadonlyMap<string, OpHandler> = new Map<string, OpHandler>([
   ["until", {
     start(task, source: PromiseLike<unknown> | ((signal: AbortSignal) => PromiseLike<unknown>)) {
       const controller = new AbortController();
-      const wait: PromiseWait = { task, controller };
-      task._pending = wait;
+      const wait = task._pending = new PromiseWait(task, controller);
       const promise = typeof source === "function" ? source(controller.signal) : source;
       if (typeof promise?.then !== "function") {
         throw new TypeError(`Cannot wait until ${kind(promise)}: it is not a promise`);
@@ -1166,30 +1165,25 @@ const KERNEL_OPS: ReadonlyMap<string, OpHandler> = new Map<string, OpHandler>([
         return; // otherwise `source` has cancelled the task
       }
       Promise.resolve(promise).then(
-        (value) => endPromiseWait(wait, (task) => task.loop._wake(task, value)),
-        (error) => endPromiseWait(wait, (task) => task.loop._fail(task, error)),
+        (value) => endPromiseWait(wait, value, false),
+        (error) => endPromiseWait(wait, error, true),
       );
     },
     cancel(task) {
       const wait = task._pending as PromiseWait;
-      const { controller } = wait;
-      endPromiseWait(wait);
-      controller!.abort(task._scope._cancelledBy?._error());
+      const controller = wait.controller!;
+      wait.controller = null;
+      controller.abort(task._scope._cancelledBy?._error());
     },
   }],
 ]);
 
-/** A task's wait for a promise. That may live for ever, and this with it: so once the wait is over it holds nothing. */
-interface PromiseWait {
-  task: Task<any> | null;
-  controller: AbortController | null;
-}
-
-function endPromiseWait(wait: PromiseWait, then?: (task: Task<any>) => void): void {
+function endPromiseWait(wait: PromiseWait, value: unknown, threw: boolean): void {
   const { task } = wait;
   if (task?._pending !== wait) return; // The result is late.
-  wait.task = wait.controller = task._pending = null;
-  then?.(task);
+  wait.task = wait.controller = null;
+  if (threw) task.loop._fail(task, value);
+  else task.loop._wake(task, value);
 }
 
 /** `until` of a task. The task must know at once that somebody takes its outcome; and, once `signal` aborts, does not. */
