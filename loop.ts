@@ -330,8 +330,6 @@ export class Loop {
   // The run under way.
   #running = false;
   #stopped = false;
-  /** How many tasks are still to take their step, because `stop()` cut the band short. */
-  #rest = 0;
   /** Steps since the platform last turned, after how many to look at the clock again, and when it turned. */
   #steps = 0;
   #lookAt = 1;
@@ -467,7 +465,7 @@ export class Loop {
   }
 
   /**
-   * Makes `runForever` return after the step under way, and `run` reject, unless its `main` has ended. Tasks stay as they
+   * Makes `runForever` return after the turn under way, and `run` reject, unless its `main` has ended. Tasks stay as they
    * are; a later run goes on with them. Until then a wait for a socket, a signal or a worker still keeps the program going.
    * (Without effect, unlike asyncio's, if the loop does not run.)
    */
@@ -557,7 +555,7 @@ export class Loop {
   /** The article's `while True`. */
   async #turns(finished: () => boolean): Promise<void> {
     while (!finished() && !this.#stopped) {
-      const selected = this.#rest > 0 ? [] : this.#select(); // The rest may be about to take what a select would find.
+      const selected = this.#select();
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
       if (this.#stuckSince !== null && events.length === 0) this.#checkDeadlock(this.#stuckSince);
@@ -585,14 +583,12 @@ export class Loop {
     }
 
     // -- Time: tasks that slept long enough become ready, scopes past their deadline are cancelled
-    // (The rest of a band that stop() cut short goes first.)
-    if (this._timers.length > 0 && this.#rest === 0) this.#fireTimers();
+    if (this._timers.length > 0) this.#fireTimers();
 
     // -- Tasks: each that was ready when the band began takes a step
-    let due = this.#rest || this.ready.length;
+    const due = this.ready.length;
     this.#steps += due;
-    for (; due > 0 && !this.#stopped; due--) this.#step(this.ready.popleft()!);
-    this.#rest = due;
+    for (let i = 0; i < due; i++) this.#step(this.ready.popleft()!);
   }
 
   /** The article's `op, *args = self.current_task.send(None)`. */
