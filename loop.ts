@@ -2651,9 +2651,8 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
     return new TypeError(`Cannot perform op ${kind(op[0])}: it is unknown; known are ${[...known.keys()].join(", ")}`);
   }
   if (op instanceof Task) return new TypeError("Cannot wait for a task with yield: write yield* task.join()");
-  const thing = op as { then?: (a: undefined, b: () => void) => void } | undefined;
-  if (typeof thing?.then === "function") {
-    thing.then(undefined, () => {}); // Its own error must not end the program: the mistake is the yield.
+  if (typeof (op as PromiseLike<unknown> | undefined)?.then === "function") {
+    Promise.resolve(op).catch(() => {}); // Its own error must not end the program: the mistake is the yield.
     return new TypeError("Cannot wait for a promise with yield: write yield* until(promise)");
   }
   if (isGenerator(op)) {

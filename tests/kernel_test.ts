@@ -565,6 +565,20 @@ Deno.test("K5 N15 the rejection of a thenable that is yielded is heard", async (
   });
 });
 
+Deno.test("K5 a thenable that is yielded and throws when it is asked is told what the mistake was", async () => {
+  await simulate(function* () {
+    function* mistaken(): Coroutine {
+      yield {
+        then() {
+          throw new Error("asked");
+        },
+      } as any;
+    }
+    assertStringIncludes((yield* thrownBy(mistaken)).message, "write yield* until(promise)");
+    yield* until(platformTurn());
+  });
+});
+
 Deno.test("K5 an error that a selector throws again as the loop shuts down is not its own cause", async () => {
   const { loop, world } = simulation();
   const error = new Error("broken");
