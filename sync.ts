@@ -482,26 +482,20 @@ export class Queue<T> {
    */
   *put(item: T): Coroutine<void> {
     this.#checkOpen();
-    if (this.#full) {
+    const full = this.#full;
+    if (full) {
       // Whoever takes an item promises its slot to the putter that has waited longest.
-      if (!(yield* park(this.#putters))) this.#checkOpen();
-    } else {
-      this.#promised++;
-      let waited = false;
-      try {
-        yield* checkpoint();
-        waited = true;
-      } finally {
-        if (!waited) this.#freeSlot();
-      }
-    }
+      if (!(yield* park(this.#putters))) throw closedError("put");
+    } else this.#promised++;
+    let added = false;
     try {
+      if (!full) yield* checkpoint();
       this.#checkOpen();
       this.#add(item);
+      added = true;
+    } finally {
       this.#promised--;
-    } catch (error) {
-      this.#freeSlot();
-      throw error;
+      if (!added) this.#offerSlot();
     }
   }
 
@@ -523,26 +517,21 @@ export class Queue<T> {
    * @throws {ClosedError} If the queue is closed and no item is left.
    */
   *get(): Coroutine<T> {
-    if (this.#available === 0) {
+    const empty = this.#available === 0;
+    if (empty) {
       this.#checkDrained();
       // Whoever adds an item claims it for the getter that has waited longest.
       if (!(yield* park(this.#getters))) throw closedError("get");
-    } else {
-      this.#claimed++;
-      let waited = false;
-      try {
-        yield* checkpoint();
-        waited = true;
-      } finally {
-        if (!waited) this.#freeItem();
-      }
-    }
-    this.#claimed--;
+    } else this.#claimed++;
+    let taken = false;
     try {
-      return this.#take();
-    } catch (error) {
-      this.#offerItem(); // A comparison threw, and the item is still there.
-      throw error;
+      if (!empty) yield* checkpoint();
+      const item = this.#take();
+      taken = true;
+      return item;
+    } finally {
+      this.#claimed--;
+      if (!taken) this.#offerItem(); // It was cancelled, or a comparison threw: the item is still there.
     }
   }
 
@@ -627,21 +616,9 @@ export class Queue<T> {
     if (this.#available > 0 && this.#getters.unpark(true)) this.#claimed++;
   }
 
-  /** An item that was claimed is not needed. */
-  #freeItem(): void {
-    this.#claimed--;
-    this.#offerItem();
-  }
-
-  /** An item was taken: its slot goes to the putter that has waited longest. */
+  /** A slot that is free goes to the putter that has waited longest. */
   #offerSlot(): void {
     if (this.#putters.unpark(true)) this.#promised++;
-  }
-
-  /** A slot that was promised is not needed. */
-  #freeSlot(): void {
-    this.#promised--;
-    this.#offerSlot();
   }
 
   #checkOpen(): void {
