@@ -1522,8 +1522,9 @@ export type ConnectOptions =
 
 /** Options of {@linkcode connectTls}: those of `Deno.connectTls`. */
 export type ConnectTlsOptions =
-  | Omit<Deno.ConnectTlsOptions, keyof StartTlsOptions> & StartTlsOptions
-  | Omit<Deno.ConnectTlsOptions, keyof StartTlsOptions> & StartTlsOptions & Deno.TlsCertifiedKeyPem;
+  & Omit<Deno.ConnectTlsOptions, keyof StartTlsOptions>
+  & StartTlsOptions
+  & Partial<Deno.TlsCertifiedKeyPem>;
 
 /** Options of {@linkcode startTls}: those of `Deno.startTls`. */
 export interface StartTlsOptions {
@@ -1735,9 +1736,7 @@ async function dial(options: Deno.ConnectOptions, ours: AbortSignal, theirs?: Ab
 
 /** In two steps: `Deno.connectTls` would go on with an attempt that nobody wants any more, perhaps for minutes. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
-  const { hostname = "127.0.0.1", port, cert, key } = options as
-    & Deno.ConnectTlsOptions
-    & Partial<Deno.TlsCertifiedKeyPem>;
+  const { hostname = "127.0.0.1", port, cert, key } = options;
   if (cert ?? key) return Deno.connectTls(options as Deno.ConnectTlsOptions); // The other way has no place for them.
   const plain = { ...options, hostname, port, transport: "tcp" } as Deno.ConnectOptions;
   const conn = await dial(plain, signal) as Deno.TcpConn;
