@@ -143,7 +143,7 @@ export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
  * `["call", coro]`.
  *
  * Discussion: with `yield*` every resume passes through all coroutines from the task's first to the one that waits; ten
- * levels cost next to nothing, a recursion of ten thousand overflows the stack. Here the task keeps the callers, and
+ * levels cost next to nothing, a recursion of a few thousand overflows the stack. Here the task keeps the callers, and
  * only the innermost coroutine is resumed. It costs one trip through `ready`: only deep recursion is worth it.
  *
  * @example
@@ -425,7 +425,7 @@ export class Loop {
       task._locals = locals;
       task._watchers++;
       this.#fedFromOutside = false;
-      const unlisten = this._listen(signal, (reason) => task.cancel(reason));
+      const unlisten = signal && this._listen(signal, (reason) => task.cancel(reason));
       let failure: unknown;
       try {
         await this.#turns(() => task.done);
@@ -434,7 +434,7 @@ export class Loop {
         this._unwatch(task); // `run` rejects with this; an error of `main` is now one like any other.
         throw error;
       } finally {
-        unlisten();
+        unlisten?.();
         if (!this.#stopped || task.done) await this.#shutDown(failure ?? task.error);
       }
       if (!task.done) {
@@ -516,9 +516,11 @@ export class Loop {
   }
 
   /** @ignore Calls `abort` when `signal` aborts, at once if it has. Returns what stops that. */
-  _listen(signal: AbortSignal | undefined, abort: (reason: unknown) => void): () => void {
-    if (signal?.aborted) abort(signal.reason);
-    if (!signal || signal.aborted) return () => {};
+  _listen(signal: AbortSignal, abort: (reason: unknown) => void): () => void {
+    if (signal.aborted) {
+      abort(signal.reason);
+      return () => {};
+    }
     // One listener for all: to take one of many off a signal takes the platform as long as there are many.
     const aborts = this.#signals.get(signal) ?? new Set();
     if (aborts.size === 0) {
