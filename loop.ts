@@ -354,7 +354,8 @@ export class Loop {
   /**
    * Makes a loop; with no options, one that lives in the real world.
    *
-   * @throws {TypeError} If one of `options` is not what it should be.
+   * @throws {TypeError} If one of `options` is not what it should be, or is left out and has no default, as neither `net.ts`
+   * was imported nor {@linkcode setDefaultWorld} called.
    */
   constructor(options: LoopOptions = {}) {
     checkLoopOptions(options);
