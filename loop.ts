@@ -419,12 +419,11 @@ export class Loop {
     hush(main);
     checkSignal("run", signal);
     if (!isGenerator(main)) throw noCoroutine("Cannot run", main, (right) => `run(${right})`);
-    const locals = running?.currentTask?._locals ?? null;
-    await this.#begin();
+    this.#begin();
     try {
       const task = this.createTask(main, { name: "main" });
-      task._locals = locals;
       task._watchers++;
+      await null; // By then, whoever holds a task outside the loop, say Promise.all, has asked for its outcome.
       this.#fedFromOutside = false;
       const unlisten = signal && this._listen(signal, (reason) => task.cancel(reason));
       let failure: unknown;
@@ -456,8 +455,9 @@ export class Loop {
    * @throws {Error} If the loop, or another with its selector, is running already.
    */
   async runForever(): Promise<void> {
-    await this.#begin();
+    this.#begin();
     try {
+      await null; // as in `run`
       this.#fedFromOutside = false;
       await this.#turns(() => this.#live === 0);
     } finally {
@@ -467,7 +467,7 @@ export class Loop {
 
   /**
    * Makes `runForever` return after the turn under way, and `run` reject, unless its `main` has ended. Tasks stay as they
-   * are; a later run goes on with them. Until then a wait for a socket, a signal or a worker still keeps the program going.
+   * are; a later run goes on with them. Meanwhile a wait for a socket, a signal or a worker still keeps the program going.
    * (Without effect, unlike asyncio's, if the loop does not run.)
    */
   stop(): void {
@@ -475,7 +475,7 @@ export class Loop {
     this.#wakeup();
   }
 
-  async #begin(): Promise<void> {
+  #begin(): void {
     if (this.#running) throw new Error("Cannot run the loop: it is running already");
     if (IN_USE.has(this.selector)) {
       throw new Error("Cannot run the loop: another one that is running has the same selector");
@@ -485,7 +485,6 @@ export class Loop {
     IN_USE.add(this.selector);
     this.#stopped = false;
     this.#stuckSince = null;
-    await null; // By then, whoever holds a task outside the loop, say Promise.all, has asked for its outcome.
   }
 
   #end(): void {

@@ -125,6 +125,16 @@ Deno.test("K2 tasks that are ready step in the order in which they became so", a
   assertEquals(log, ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]);
 });
 
+Deno.test("K2 main is ready as soon as run is called: what is created after that comes after it", async () => {
+  const { loop } = simulation();
+  const log: string[] = [];
+  const running = loop.run(says(log, "main", 1));
+  loop.createTask(says(log, "other", 1));
+  assertEquals([...loop.tasks].map((task) => task.name), ["main", "Task-2"]);
+  await running;
+  assertEquals(log, ["main1", "other1"]);
+});
+
 Deno.test("K2 an op that gives nothing gives nothing, whatever the one before has given", async () => {
   await simulate(function* () {
     for (const op of [checkpoint, () => sleep(0), () => sleep(1)]) {
