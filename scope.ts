@@ -348,16 +348,16 @@ function endedBy(task: Task): CancelScope | null {
  * import { Loop, sleep, taskGroup } from "@yieldloop/yieldloop";
  * import { assertEquals } from "@std/assert";
  *
- * const said: number[] = [];
- * function* say(n: number) {
- *   yield* sleep(n);
- *   said.push(n);
+ * const said: string[] = [];
+ * function* say(words: string) {
+ *   yield* sleep(1);
+ *   said.push(words);
  * }
  * await new Loop().run(taskGroup(function* (group) {
- *   group.createTask(say(3));
- *   group.createTask(say(1));
+ *   group.createTask(say("one"));
+ *   group.createTask(say("the other"));
  * }));
- * assertEquals(said, [1, 3]);
+ * assertEquals(said, ["one", "the other"]);
  * ```
  */
 export function taskGroup<T>(body: (group: TaskGroup) => Coroutine<T>): Coroutine<T> {
