@@ -17,8 +17,8 @@
  *
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
- * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one. A datagram
- * socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
+ * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one. (Who reads gets
+ * what has arrived all the same: a read that was filled is followed by a larger one at once.) A datagram socket holds one datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
  *
  * A read or accept cannot be taken back. So when a wait is cancelled it stays armed, and what it brings is kept for whoever
  * reads or accepts next. Nothing is lost. It does not keep the program from ending (except an accept of TLS: Deno
@@ -63,6 +63,8 @@ const READ_MIN = 512;
 const SLAB_MAX = 4096;
 /** The largest read, in bytes. */
 const READ_MAX = 65536;
+/** A read that finds something in the system is over after two rounds of microtasks; it is given twice as many. */
+const MORE_ROUNDS = 4;
 /** After so many reads in a row that use less than a sixteenth of it, the read size shrinks. */
 const SMALL_READS = 8;
 /** How many bytes one write takes; as many again may wait behind it. */
@@ -520,7 +522,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   sending = false;
 
   // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read is started only when none
-  // are left, and fills what is behind them. Bytes are handed out as views of the slab, never copied, so what lies before
+  // are left (or by #readMore), and fills what is behind them. Bytes are handed out as views of the slab, never copied, so what lies before
   // #given is never written again.
   #slab = NO_SLAB;
   #given = 0;
@@ -636,7 +638,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     buffer.set(new Uint8Array(this.#slab, this.#from, length));
     this.#from += length;
     // Once all is taken, the place of what was copied out is free again; that of what was handed out is not.
-    if (this.#from === this.#to) this.#from = this.#to = this.#given;
+    if (this.#from === this.#to && !this.#reading) this.#from = this.#to = this.#given;
     return length;
   }
 
@@ -687,18 +689,44 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     if (typeof result !== "number") {
       if (result === null) this.#eof = true;
       else this.#readError = result;
-      this.#forgetInput();
+      if (this.#to === this.#from) this.#forgetInput();
       // The system reports a reset once: the next write would seem to succeed.
       if (isReset(result)) this.#writeError ??= result;
     } else if (!this.closed) {
       this.#to += result;
-      this.#adapt(result);
+      this.#adapt(this.#to - this.#from);
+      const { byteLength } = this.#slab;
+      if (this.#to === byteLength && byteLength < READ_MAX && isWatched(this._readKey)) return this.#readMore();
     }
     if (this.closed) return this.#onLingerRead(typeof result === "number" ? result : 0);
     this._signal(EVENT_READ);
     if (this.#writeError === null) return;
     this._signal(EVENT_WRITE);
     this.#wakeFlushed();
+  }
+
+  /**
+   * Discussion: a read that was filled may have left something in the system, and `recv` is to return what has arrived, not
+   * what a small read had room for: the first message would be cut in two. So it is moved to the front of a larger slab, and
+   * behind it reads another, which is over at once if there was more. If not it stays under way, as one armed early.
+   */
+  #readMore(): void {
+    const arrived = new Uint8Array(this.#slab, this.#from);
+    this.#slabSize = Math.min(Math.max(this.#readSize, 4 * arrived.length), READ_MAX);
+    this.#slab = new ArrayBuffer(this.#slabSize);
+    new Uint8Array(this.#slab).set(arrived);
+    this.#given = this.#from = 0;
+    this.#to = arrived.length;
+    this.#readInto(new Uint8Array(this.#slab, this.#to));
+    this.#signalSoon(this.#slab);
+  }
+
+  async #signalSoon(slab: ArrayBuffer): Promise<void> {
+    for (let round = 0; round < MORE_ROUNDS; round++) {
+      await null;
+      if (!this.#reading || this.#slab !== slab) return; // Who has ended the read has signalled, or reads on.
+    }
+    this._signal(EVENT_READ);
   }
 
   /** A read that was filled makes the next one larger; several in a row that were nearly empty make it smaller. */

@@ -31,6 +31,15 @@ for (const name of ALL) {
     assertEquals(server.err, "");
   });
 
+  Deno.test(`${title} answers a long first message as a whole`, needs(WANTED), async () => {
+    await using server = await Server.example(name);
+    using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+    const story = "a long story".repeat(400);
+    await conn.write(new TextEncoder().encode(story));
+    await conn.closeWrite();
+    assertEquals(await new Response(conn.readable).text(), `Got: ${story}`);
+  });
+
   Deno.test(`${title} returns every byte, also after the client has ended its side`, needs(WANTED), async () => {
     await using server = await Server.example(name);
     using client = await Client.connect(server.port);

@@ -38,7 +38,7 @@ import {
 import { defaultWorld, setDefaultWorld } from "../loop.ts";
 import { runWithGc } from "./heap.ts";
 import { needs } from "./permissions.ts";
-import { bytes, text, thrownBy } from "./world.ts";
+import { bytes, random, text, thrownBy } from "./world.ts";
 
 const ADDR: Addr = { transport: "tcp", hostname: "127.0.0.1", port: 1 };
 const KB = 1024;
@@ -413,16 +413,134 @@ async function sizesOfReads(
 Deno.test("N7 reads grow with bulk up to 64 KiB, and shrink again", async () => {
   const full = (size: number) => size;
   const few = () => 10;
-  assertEquals(await sizesOfReads([full, full, full, full, full]), [FIRST, 2 * KB, 8 * KB, 32 * KB, 64 * KB]);
-  const sizes = await sizesOfReads([full, full, full, full, ...new Array(40).fill(few)]);
-  for (const size of [64 * KB, 16 * KB, 4 * KB, KB, FIRST]) assert(sizes.slice(4).includes(size), `${sizes}`);
-  assertEquals(sizes.findLastIndex((size) => size > FIRST), 4 + 31); // Eight small ones for each step down.
+  const grown = await sizesOfReads(new Array(6).fill(full));
+  assert(grown.every((size, i) => i === 0 || size > grown[i - 1]), `${grown}`);
+  assertEquals([grown[0], grown.at(-1)], [FIRST, 64 * KB]);
+  const sizes = await sizesOfReads([...new Array(6).fill(full), ...new Array(50).fill(few)]);
+  for (const size of [64 * KB, 16 * KB, 4 * KB, KB, FIRST]) assert(sizes.slice(5).includes(size), `${sizes}`);
+  assertEquals(sizes.findLastIndex((size) => size > FIRST), 6 + 31); // Eight small ones for each step down.
 });
 
 Deno.test("N7 reads grow with bulk for recvInto as well", async () => {
   const full = (size: number) => size;
   const take = (sock: Socket, size: number) => sock.recvInto(new Uint8Array(size));
-  assertEquals(await sizesOfReads([full, full, full, full, full], take), [FIRST, 2 * KB, 8 * KB, 32 * KB, 64 * KB]);
+  assertEquals(await sizesOfReads(new Array(6).fill(full), take), await sizesOfReads(new Array(6).fill(full)));
+});
+
+Deno.test("N7 recv returns what has arrived, though the read that was waiting had less room", async () => {
+  const cases: [number, number[]][] = [
+    [FIRST - 1, [FIRST]],
+    [5000, [FIRST, 1536, 6144]],
+    [64 * KB, [FIRST, 1536, 6144, 24576, 32768]],
+  ];
+  for (const [length, sizes] of cases) {
+    const { conn, sock, selector } = fake();
+    selector.register(sock, EVENT_READ);
+    await selector.select(0);
+    const received = selector.select().then(() => sock.recv(100_000).length);
+    let rest = length;
+    while (rest > 0) { // Each read is over at once, as those are that find something in the system.
+      const { buffer, resolve } = conn.reads.shift()!;
+      const n = Math.min(rest, buffer.length);
+      rest -= n;
+      resolve(n);
+      await null;
+      await null;
+    }
+    assertEquals([await received, conn.readSizes], [length, sizes]);
+    await selector.select(0);
+    assert(conn.reads[0].buffer.length >= length, "the next message of this length would be cut in two");
+    assertEquals(conn.most, 1);
+    sock.abort();
+    selector.close();
+  }
+});
+
+Deno.test("N7 a read that was filled by all there was is told of at once, and the read behind it loses nothing", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  const selected = selector.select();
+  await conn.arrive("a".repeat(FIRST));
+  assertEquals((await selected).length, 1);
+  assertEquals(conn.reads.length, 1); // It stays under way.
+  assertEquals(text(sock.recv(100)), "a".repeat(100));
+  assertEquals(sock.recvInto(new Uint8Array(1000)), FIRST - 100);
+  assertThrows(() => sock.recv(1), WouldBlock);
+  await conn.arrive("b".repeat(200));
+  assertEquals(text(sock.recv(1000)), "b".repeat(200));
+  await selector.select(0);
+  await conn.arrive("c".repeat(conn.readSizes.at(-1)!));
+  await conn.arriveEnd(); // What came before the end comes first, and then the end again and again.
+  assertEquals(text(sock.recv(100_000)), "c".repeat(conn.readSizes.at(-2)!));
+  assertEquals([sock.recv(1).length, sock.recv(1).length], [0, 0]);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N6 N7 a read behind a full one that fails is told of after the bytes", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  await conn.arrive("a".repeat(FIRST));
+  conn.reads.shift()!.reject(new Deno.errors.ConnectionReset("reset"));
+  await turn();
+  assertEquals(sock.recv(1000).length, FIRST);
+  assertThrows(() => sock.recv(1000), Deno.errors.ConnectionReset);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("C7 N7 a full read that nobody waits for any more starts no other", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  selector.unregister(sock);
+  await conn.arrive("a".repeat(FIRST));
+  assertEquals([conn.reads.length, sock.recv(1000).length], [0, FIRST]);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N1 N7 no byte is lost or moved, however reads are filled, bytes taken and waits cancelled", async () => {
+  for (let seed = 0; seed < 300; seed++) {
+    const next = random(seed);
+    const { conn, sock, selector } = fake();
+    let sent = 0;
+    let taken = 0;
+    let watched = false;
+    const check = (data: Uint8Array) => {
+      for (const byte of data) assertEquals(byte, taken++ & 255, `seed ${seed}`);
+    };
+    for (let i = 0; i < 60; i++) {
+      const choice = next(5);
+      if (choice === 0 && conn.reads.length > 0) {
+        const { buffer, resolve } = conn.reads.shift()!;
+        const n = next(2) === 0 ? buffer.length : 1 + next(buffer.length);
+        for (let k = 0; k < n; k++) buffer[k] = sent++ & 255;
+        resolve(n);
+        for (let rounds = next(8); rounds > 0; rounds--) await null;
+      } else if (choice === 1) {
+        if (watched) selector.unregister(sock);
+        else selector.register(sock, EVENT_READ);
+        watched = !watched;
+      } else if (choice === 2) {
+        await selector.select(0);
+      } else {
+        const buffer = new Uint8Array(1 + next(3000));
+        try {
+          check(choice === 3 ? sock.recv(buffer.length) : buffer.subarray(0, sock.recvInto(buffer)));
+        } catch (error) {
+          assertInstanceOf(error, WouldBlock);
+        }
+      }
+    }
+    await turn();
+    if (sent > taken) check(sock.recv(100_000));
+    assertEquals([taken, conn.most <= 1], [sent, true], `seed ${seed}`);
+    sock.abort();
+    selector.close();
+  }
 });
 
 Deno.test("N7 once the size is found, messages of one size are not cut in two", async () => {
