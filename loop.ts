@@ -117,6 +117,7 @@ export function checkpoint(): Coroutine<void> {
  * wait for one that may never settle, let one task wait for it and set an `Event`.) The op is `["until", source]`.
  *
  * @throws {TypeError} If `source` is neither a promise nor a function that returns one.
+ * @throws {Error} If it is the task that would wait.
  *
  * @example
  * ```ts
@@ -620,7 +621,10 @@ export class Loop {
     const by = task._scope._cancelledBy; // Looked up anew: what expired may have given it a scope of its own.
     if (by) {
       hush(op);
-      return task._swallows ? this.#giveUp(task) : this.#deliver(task, by);
+      if (task._swallows) return this.#giveUp(task);
+      const call = lateCall(op);
+      if (!call) return this.#deliver(task, by);
+      op = call;
     }
     if (op === CHECKPOINT) return this.ready.append(task); // what its handler does: this is the most frequent op
     const handler = Array.isArray(op) ? this.#ops.get(op[0]) : undefined;
@@ -682,7 +686,10 @@ export class Loop {
     return due;
   }
 
-  /** How long to sleep, in milliseconds; undefined for as long as it takes. */
+  /**
+   * How long to sleep, in milliseconds; undefined for as long as it takes. If all tasks wait for each other, the grace
+   * begins here.
+   */
   #timeout(): number | undefined {
     const next = this._timers.first;
     if (next) return Math.max(0, next.time - this.time());
@@ -1175,6 +1182,25 @@ const KERNEL_OPS: ReadonlyMap<string, OpHandler> = new Map<string, OpHandler>([
     },
   }],
 ]);
+
+/** What is done of an op that was refused: if it was `call`, what it calls starts all the same; null if there is nothing. */
+function lateCall(op: Op): Op | null {
+  try {
+    return Array.isArray(op) && op[0] === "call" ? ["call", callLate(op[1])] : null;
+  } catch {
+    return null; // It throws when it is looked at.
+  }
+}
+
+/**
+ * What is called in a scope that was cancelled starts, as it does with `yield*`: what it was given is its own to release. Its
+ * first op is refused; if it has none, the one here is.
+ */
+function* callLate<T>(coro: Coroutine<T>): Coroutine<T> {
+  const value = yield* checkRunnable(coro);
+  yield* checkpoint();
+  return value;
+}
 
 function endPromiseWait(wait: PromiseWait, value: unknown, threw: boolean): void {
   const { task } = wait;
@@ -1716,8 +1742,12 @@ export class CancelScope {
     if (!shield) this._cancelledBy = parent._cancelledBy;
   }
 
-  /** Whether it was cancelled: by a call, by its signal, or by its deadline, once the loop or an op has seen that pass. */
+  /**
+   * Whether it was cancelled: by a call, by its signal, or by its deadline. (To read this looks at the clock, so code that
+   * computes for long without an op can ask when to stop. After trio's `cancel_called`.)
+   */
   get cancelCalled(): boolean {
+    if (this.#timer) this._expire(this.#loop.time());
     return this.#cancelCalled;
   }
   /** Whether it is this scope's cancellation that ended the block. */
@@ -2263,8 +2293,8 @@ export interface Clock {
 }
 
 /**
- * The address of one end of a socket, in the platform's words. (On a Unix path the client's end has none: Deno's `path` is
- * null there, whatever the type says.)
+ * The address of one end of a socket, in the platform's words. (On a Unix path the client's end has none: its `path` is
+ * null, whatever the type says.)
  */
 export type Addr =
   | { transport: "tcp" | "udp"; hostname: string; port: number }
@@ -2494,7 +2524,7 @@ function describeArg(arg: any): string {
 const TAKEN = Symbol("taken");
 
 function take(cannot: string, coro: any): void {
-  if (coro[TAKEN]) {
+  if (coro[TAKEN] || coro instanceof SingleOp && coro._op === null) {
     throw new TypeError(`${cannot} this coroutine: it runs already, or has run; call its function again`);
   }
   coro[TAKEN] = true;
@@ -2649,7 +2679,7 @@ function hushPart(part: any): void {
 /** What went wrong at a `yield` that gave no op, and what to write instead. */
 function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
   hush(op);
-  if (Array.isArray(op)) {
+  if (Array.isArray(op) && typeof op[0] === "string") {
     return new TypeError(`Cannot perform op ${kind(op[0])}: it is unknown; known are ${[...known.keys()].join(", ")}`);
   }
   if (op instanceof Task) return new TypeError("Cannot wait for a task with yield: write yield* task.join()");
@@ -2659,6 +2689,9 @@ function misuse(op: unknown, known: ReadonlyMap<string, OpHandler>): TypeError {
   }
   if (isGenerator(op)) {
     return new TypeError("Cannot yield a coroutine: the * is missing, write yield* f()");
+  }
+  if (typeof op === "function") {
+    return new TypeError(`Cannot yield a function: call it, and pass it on, as in yield* ${op.name || "f"}()`);
   }
   return new TypeError(`Cannot yield ${kind(op)}: it is not an op; write yield* f(), or an op such as ["sleep", 10]`);
 }

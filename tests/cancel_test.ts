@@ -790,6 +790,44 @@ Deno.test("C5 a task that is cancelled before its first step starts, and release
   assertEquals(log, ["started", "closed"]);
 });
 
+Deno.test("C5 what is called in a cancelled scope starts, and releases what it owns", async () => {
+  const log: string[] = [];
+  await simulate(function* () {
+    function* owner(depth: number): Coroutine {
+      using _owned = { [Symbol.dispose]: () => void log.push(`closed ${depth}`) };
+      log.push(`started ${depth}`);
+      if (depth < 3) yield* call(owner(depth + 1));
+      else yield* sleep(1e6);
+      log.push("not reached");
+    }
+    const result = yield* cancelScope(function* (scope) {
+      scope.cancel();
+      yield* call(owner(1));
+      log.push("not reached");
+    });
+    assertEquals(result, undefined);
+  });
+  assertEquals(log, ["started 1", "started 2", "started 3", "closed 3", "closed 2", "closed 1"]);
+});
+
+Deno.test("C2 C5 a call in a cancelled scope throws, though what it calls has no op", async () => {
+  await simulate(function* () {
+    let calls = 0;
+    function* quick(): Coroutine {
+      calls++;
+    }
+    const result = yield* cancelScope(function* (scope) {
+      scope.cancel();
+      while (true) yield* call(quick());
+    });
+    assertEquals([result, calls], [undefined, 1]);
+    yield* cancelScope(function* (scope) {
+      scope.cancel();
+      assertStringIncludes((yield* thrownBy(() => call(quick as any))).message, "call it");
+    });
+  });
+});
+
 Deno.test("C5 a task that is cancelled before its first step begins no wait", async () => {
   await simulate(function* ({ loop }) {
     let called = false;

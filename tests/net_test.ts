@@ -125,14 +125,17 @@ battery("N1 a view handed out by recv is never written again", function* ({ loop
   for (const { view, copy } of views) assertEquals(view, copy);
 });
 
-battery("N1 what comes in one piece is received in one piece, the first message too", function* ({ loop, client, server }) {
-  for (const length of [1000, 5000, 10_000]) {
-    const reader = loop.createTask(loop.sockRecv(server, 10_000));
-    yield* settle();
-    yield* loop.sockSendall(client, pattern(length));
-    assertEquals(yield* reader.join(), pattern(length));
-  }
-});
+battery(
+  "N1 what comes in one piece is received in one piece, the first message too",
+  function* ({ loop, client, server }) {
+    for (const length of [1000, 5000, 10_000]) {
+      const reader = loop.createTask(loop.sockRecv(server, 10_000));
+      yield* settle();
+      yield* loop.sockSendall(client, pattern(length));
+      assertEquals(yield* reader.join(), pattern(length));
+    }
+  },
+);
 
 battery("N1 to send nothing sends nothing and ends nothing", function* ({ loop, client, server }) {
   const nothing = new Uint8Array(0);

@@ -301,6 +301,29 @@ Deno.test("T3 of timeout and deadline the nearer counts", async () => {
 
 // ---- T4 --------------------------------------------------------------------------------------------------------
 
+Deno.test("T3 cancelCalled tells that the deadline has passed to who computes without an op", async () => {
+  await simulate(function* ({ world }) {
+    let rounds = 0;
+    let around!: CancelScope;
+    const result = yield* cancelScope(function* (outer) {
+      around = outer;
+      return yield* cancelScope(function* (scope) {
+        for (; !scope.cancelCalled; rounds++) world.hold(10);
+        assertEquals([scope.cancelledCaught, outer.cancelCalled], [false, true]);
+        return "so far";
+      }, { timeout: 35 });
+    }, { timeout: 35 });
+    assertEquals([result, rounds], ["so far", 4]); // T4: there was no op to come.
+    assertEquals(around.cancelledCaught, false);
+    world.hold(100);
+    const left = yield* cancelScope(function* (scope) {
+      return scope;
+    }, { timeout: 10 });
+    world.hold(100);
+    assertEquals(left?.cancelCalled, false); // The block was over by then.
+  });
+});
+
 Deno.test("T4 a block that finished, though late, is not failed", async () => {
   await simulate(function* ({ world, loop }) {
     const late = function* () {
