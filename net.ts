@@ -311,7 +311,12 @@ export class DefaultSelector implements Selector {
 
   readonly #poll = () => this.poll();
   // A loop sees to it that Deno turns. By hand, what is ready at once each time would keep everything else waiting.
-  readonly #pollByHand = () => performance.now() - this.#askedAt < SYSTEM_INTERVAL ? this.poll() : this.#platformTurn();
+  readonly #pollByHand = () => this.#hasAsked(performance.now()) ? this.poll() : this.#platformTurn();
+
+  #hasAsked(now: number): boolean {
+    const since = now - Math.max(this.#askedAt, systemAskedAt);
+    return since >= 0 && since < SYSTEM_INTERVAL; // (A fake of the platform's clock may have been ahead.)
+  }
 
   /**
    * Discussion: Deno asks the system what has arrived when it has nothing else to do; kept busy, only in each 61st turn.
@@ -323,15 +328,7 @@ export class DefaultSelector implements Selector {
     if (this.#rested) this.#askedAt = now;
     this.#rested = false;
     this.poll(); // What was registered since the last look is armed by this, and may be ready after the turn.
-    let turns = 1;
-    if (now - this.#askedAt >= SYSTEM_INTERVAL) {
-      this.#askedAt = now;
-      turns = SYSTEM_TURNS;
-    }
-    return new Promise<void>((resolve) => {
-      const next = () => --turns > 0 ? void setImmediate(next) : resolve();
-      setImmediate(next);
-    }).then(this.#poll);
+    return (asking ?? (this.#hasAsked(now) ? platformTurns(1) : askSystem())).then(this.#poll);
   }
 
   /** Notes if this wait lasts. Many do not: a read or write that the system does at once is over in a few microtasks. */
@@ -425,6 +422,28 @@ export class DefaultSelector implements Selector {
     this.#keepsTimer = false;
     this.wakeup();
   }
+}
+
+/** As it is when this module is loaded: all loops wait for the same turns, and a test's fake of it might never call back. */
+const { setImmediate } = globalThis;
+
+/** When Deno was last made to ask the system, and the turns under way for that. */
+let systemAskedAt = 0;
+let asking: Promise<void> | null = null;
+
+/** Once for all loops: if each of some hundred took its own turns, all would be due again when these are over. */
+function askSystem(): Promise<void> {
+  return asking = platformTurns(SYSTEM_TURNS).then(() => {
+    asking = null;
+    systemAskedAt = performance.now();
+  });
+}
+
+function platformTurns(turns: number): Promise<void> {
+  return new Promise((resolve) => {
+    const next = () => --turns > 0 ? void setImmediate(next) : resolve();
+    setImmediate(next);
+  });
 }
 
 function isWatched(key: Key | null): boolean {

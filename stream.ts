@@ -330,11 +330,12 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /** Waits until `delimiter` is in the buffer, and says where; -1 if the stream ends first. */
   *#find(delimiter: Uint8Array, what: string): Coroutine<number> {
-    for (let searched = 0, ended = false;;) {
+    const search = new Search(delimiter);
+    for (let ended = false;;) {
       const bytes = this.#buffer.subarray(this.#from, this.#to);
-      const at = indexOf(bytes, delimiter, searched);
+      const at = search.next(bytes);
       let length = at >= 0 ? at : bytes.length;
-      if (at < 0 && !ended) length -= begun(bytes, delimiter); // Its rest may still come.
+      if (at < 0 && !ended) length -= search.begun; // Its rest may still come.
       if (delimiter === NEWLINE && (at >= 0 || !ended)) length = lineEnd(bytes, length);
       if (length > this.limit) {
         this.#skipping = delimiter;
@@ -343,7 +344,6 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
       }
       if (at >= 0) return at;
       if (ended) return -1;
-      searched = Math.max(0, bytes.length - delimiter.length + 1);
       ended = !(yield* this.#fill());
     }
   }
@@ -358,8 +358,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   /** Drops as much of that as is at hand, and says whether that was all. */
   #drop(): boolean {
     const bytes = this.#buffer.subarray(this.#from, this.#to);
-    const at = indexOf(bytes, this.#skipping!, 0);
-    this.#take(at >= 0 ? at + this.#skipping!.length : bytes.length - begun(bytes, this.#skipping!));
+    const search = new Search(this.#skipping!);
+    const at = search.next(bytes);
+    this.#take(at >= 0 ? at + this.#skipping!.length : bytes.length - search.begun);
     if (at >= 0) this.#skipping = null;
     return at >= 0;
   }
@@ -578,24 +579,50 @@ function lineEnd(bytes: Uint8Array, end: number): number {
   return end > 0 && bytes[end - 1] === CR ? end - 1 : end;
 }
 
-/** Where `wanted` begins in `bytes`, at `from` or later; -1 if nowhere. */
-function indexOf(bytes: Uint8Array, wanted: Uint8Array, from: number): number {
-  let at = bytes.indexOf(wanted[0], from);
-  while (at >= 0 && !matches(bytes, at, wanted, wanted.length)) at = bytes.indexOf(wanted[0], at + 1);
-  return at;
-}
+/** What {@linkcode Search} knows of a delimiter at first: no beginning of one byte ends with a shorter one. */
+const NO_BORDERS: number[] = [0, 0];
 
-/** How many bytes at the end of `bytes` may be the beginning of `wanted`. */
-function begun(bytes: Uint8Array, wanted: Uint8Array): number {
-  let n = Math.min(wanted.length - 1, bytes.length);
-  while (n > 0 && !matches(bytes, bytes.length - n, wanted, n)) n--;
-  return n;
-}
+/**
+ * Looks for a delimiter in bytes that grow, and at each of them once, whatever the peer sends: after Knuth, Morris and Pratt.
+ */
+class Search {
+  readonly #wanted: Uint8Array;
+  #searched = 0;
+  /** How many bytes at the end of what was searched may be the beginning of what is wanted. */
+  begun = 0;
+  /** For so many bytes of the delimiter: with how many of its first they end. Made as far as it is needed. */
+  #borders = NO_BORDERS;
 
-function matches(bytes: Uint8Array, at: number, wanted: Uint8Array, n: number): boolean {
-  let i = 0;
-  while (i < n && bytes[at + i] === wanted[i]) i++;
-  return i === n;
+  constructor(wanted: Uint8Array) {
+    this.#wanted = wanted;
+  }
+
+  /** Where in `bytes`, which begin with those of the call before, the delimiter begins; -1 if nowhere. */
+  next(bytes: Uint8Array): number {
+    const wanted = this.#wanted;
+    for (let i = this.#searched; i < bytes.length; i++) {
+      if (this.begun === 0) {
+        i = bytes.indexOf(wanted[0], i);
+        if (i < 0) break;
+      }
+      while (this.begun > 0 && wanted[this.begun] !== bytes[i]) this.begun = this.#border(this.begun);
+      if (wanted[this.begun] === bytes[i]) this.begun++;
+      if (this.begun === wanted.length) return i + 1 - wanted.length;
+    }
+    this.#searched = bytes.length;
+    return -1;
+  }
+
+  #border(n: number): number {
+    const wanted = this.#wanted;
+    if (n > 1 && this.#borders === NO_BORDERS) this.#borders = [...NO_BORDERS];
+    for (let m = this.#borders.length; m <= n; m++) {
+      let k = this.#borders[m - 1];
+      while (k > 0 && wanted[k] !== wanted[m - 1]) k = this.#borders[k];
+      this.#borders.push(wanted[k] === wanted[m - 1] ? k + 1 : 0);
+    }
+    return this.#borders[n];
+  }
 }
 
 // -------------------------------------

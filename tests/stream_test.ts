@@ -274,6 +274,26 @@ Deno.test("ST3 readUntil is not led astray by a false start of the delimiter", a
   }
 });
 
+Deno.test("ST3 ST4 readUntil finds delimiters that repeat themselves, however the bytes are cut", async () => {
+  const next = random(3);
+  await run(function* () {
+    for (let round = 0; round < 1000; round++) {
+      const word = (length: number) => Array.from({ length }, () => "ab"[next(2)]).join("");
+      const delimiter = word(1 + next(6));
+      const whole = word(next(60));
+      const cuts = Array.from({ length: next(10) }, () => next(whole.length + 1));
+      const stream = ended(cutAt(bytes(whole), cuts));
+      const parts: string[] = [];
+      let from = 0;
+      for (let at; (at = whole.indexOf(delimiter, from)) >= 0; from = at + delimiter.length) {
+        parts.push(whole.slice(from, at + delimiter.length));
+      }
+      for (const part of parts) assertEquals(text(yield* stream.readUntil(delimiter)), part);
+      assertEquals(text(yield* stream.readAll()), whole.slice(from), `${whole} by ${delimiter} cut at ${cuts}`);
+    }
+  });
+});
+
 Deno.test("ST3 readUntil has the limit of lines: what is too long is dropped with its delimiter", async () => {
   const whole = "12345678--123456789--abc--";
   for (const pieces of [[whole], [...whole]]) {
