@@ -561,6 +561,7 @@ export class Loop {
       const selected = this.#select();
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
+      if (this.#steps === 0) this.#platformTurned = this.time(); // It may have had much to do besides, other loops for one.
       if (this.#stuckSince !== null && events.length === 0) this.#checkDeadlock(this.#stuckSince);
       running = this;
       try {
@@ -1299,7 +1300,9 @@ export class Task<T = any> implements PromiseLike<T> {
   #own: CancelScope | null = null;
   #cancelled = false;
   #joiners: ParkingLot | null = null;
-  #callbacks: (((task: Task<any>) => void) | null)[] | null = null;
+  /** What to call when it has ended: mostly there is one. The others, in order, and how often each was added. */
+  #callback: ((task: Task<any>) => void) | null = null;
+  #callbacks: Map<(task: Task<any>) => void, number> | null = null;
   #promise: Promise<T> | null = null;
 
   /** @ignore Made by {@linkcode Loop.createTask}. */
@@ -1409,17 +1412,20 @@ export class Task<T = any> implements PromiseLike<T> {
     if (typeof callback !== "function") throw new TypeError(`Cannot call back ${kind(callback)}: it is not a function`);
     this._watchers++;
     if (this.done) callback(this);
-    else if (this.#callbacks) this.#callbacks.push(callback);
-    else this.#callbacks = [callback]; // Mostly there is one, and the first push() would make room for seventeen.
+    else if (!this.#callback && !this.#callbacks) this.#callback = callback;
+    else {
+      this.#callbacks ??= new Map();
+      this.#callbacks.set(callback, (this.#callbacks.get(callback) ?? 0) + 1);
+    }
   }
 
   /** Takes `callback` back if it has not been called yet, and with it the charge of the task's error. */
   removeDoneCallback(callback: (task: Task<T>) => void): void {
-    const callbacks = this.#callbacks ?? [];
-    const i = callbacks.indexOf(callback);
-    if (i < 0) return;
-    if (i === 0) callbacks.shift(); // So it is where many are cancelled in turn; cheaper than to move all others.
-    else callbacks.splice(i, 1);
+    const count = this.#callbacks?.get(callback) ?? 0;
+    if (this.#callback === callback) this.#callback = null;
+    else if (count === 0) return;
+    else if (count === 1) this.#callbacks!.delete(callback);
+    else this.#callbacks!.set(callback, count - 1);
     this.loop._unwatch(this);
   }
 
@@ -1516,7 +1522,7 @@ export class Task<T = any> implements PromiseLike<T> {
   /** Counted per scope: timeouts in between, in a shield, must not hide a task that never stops. */
   #count(by: CancelScope): void {
     const thrown = this.#thrown ??= new Map();
-    for (const scope of thrown.keys()) if (scope !== by && !this._scope._isIn(scope)) thrown.delete(scope);
+    for (const scope of thrown.keys()) if (scope !== by && !scope._holds(this)) thrown.delete(scope);
     thrown.set(by, (thrown.get(by) ?? 0) + 1);
   }
 
@@ -1544,18 +1550,20 @@ export class Task<T = any> implements PromiseLike<T> {
     this._parent._remove(this);
     this.#own?._leave();
     this.#joiners?.unparkAll();
-    if (this.#callbacks) this.#callBack(this.#callbacks);
+    if (this.#callback) this.#callBack(this.#callback, 1);
+    this.#callbacks?.forEach((times, callback) => this.#callBack(callback, times));
     this.#callbacks = this.#joiners = null;
     this.#lastCancelled = this.#thrown = null;
     return threw && !this.#cancelled;
   }
 
-  #callBack(callbacks: (((task: Task<any>) => void) | null)[]): void {
-    for (let i = 0; i < callbacks.length; i++) {
-      const callback = callbacks[i];
-      callbacks[i] = null; // It cannot be taken back any more.
+  #callBack(callback: (task: Task<any>) => void, times: number): void {
+    // From here on it cannot be taken back.
+    if (this.#callback === callback) this.#callback = null;
+    else this.#callbacks!.delete(callback);
+    for (let i = 0; i < times; i++) {
       try {
-        callback?.(this);
+        callback(this);
       } catch (error) {
         this.loop._report(error, this);
       }
@@ -1829,10 +1837,12 @@ export class CancelScope {
 
   /** @ignore Cancels what is past its deadline, from here outward. */
   _expire(now: number): void {
+    const passed: CancelScope[] = [];
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
-      if (scope.#deadline <= now && !scope.#left) scope.cancel(DEADLINE);
+      if (scope.#deadline <= now && !scope.#left) passed.push(scope);
     }
+    while (passed.length > 0) passed.pop()!.cancel(DEADLINE); // The outermost first: the others then change nothing below.
   }
 
   /** @ignore This scope and all that is below. */
@@ -1892,6 +1902,11 @@ export class CancelScope {
     let scope: CancelScope | null = this;
     while (scope && scope !== outer) scope = scope._parent;
     return scope !== null;
+  }
+
+  /** @ignore Whether `task` is in it. (Of a block of its own that needs no walk.) */
+  _holds(task: Task<any>): boolean {
+    return this.#task === task ? !this.#left : task._scope._isIn(this);
   }
 
   /** @ignore Throws if no task of `loop` can be started in `scope`, or none any more, as `coro` should be. */
@@ -2648,8 +2663,11 @@ function checkKept(data: Uint8Array, length: number): void {
   throw new TypeError(`Cannot send ${length} bytes: their buffer was transferred or resized before they were sent`);
 }
 
-/** Promises already hushed: to do it again would leave one more callback with a promise that stays. */
-const HUSHED = new WeakSet<Promise<unknown>>();
+/**
+ * Promises already hushed, and ops: to do it again would leave one more callback with a promise that stays, and go through
+ * calls of calls at each of them.
+ */
+const HUSHED = new WeakSet<Promise<unknown> | SingleOp>();
 
 /**
  * @ignore Nobody waits, or not yet, for the promises in `op`, or in ops within it: if one rejects, that must not end
@@ -2666,11 +2684,11 @@ export function hush(op: unknown): void {
 
 function hushPart(part: any): void {
   try {
-    if (part instanceof SingleOp) return hush(part._op);
     const isPromise = part instanceof Promise || part?.[Symbol.toStringTag] === "Promise"; // the second of another realm
-    if (!isPromise || HUSHED.has(part)) return;
-    Promise.prototype.then.call(part, undefined, () => {});
+    if (!(isPromise || part instanceof SingleOp) || HUSHED.has(part)) return;
+    if (isPromise) Promise.prototype.then.call(part, undefined, () => {});
     HUSHED.add(part);
+    if (!isPromise) hush(part._op);
   } catch {
     // It throws when it is looked at, or only looks like a promise.
   }

@@ -22,6 +22,7 @@ import {
   socketPair,
   type Task,
   taskGroup,
+  until,
 } from "../mod.ts";
 import { type Simulation, simulation } from "./world.ts";
 
@@ -75,6 +76,25 @@ Deno.test("K3 the platform turns once in some hundred steps, and more often only
   }
 });
 
+Deno.test("K3 a turn of the platform in which others did much is not followed by another at once", async () => {
+  let now = 0;
+  let turns = 0;
+  const selector = {
+    register: () => ({ fileobj: {}, events: 0, data: null }),
+    unregister: () => {},
+    poll: () => [],
+    select(): Promise<[]> {
+      turns++;
+      now += 20;
+      return Promise.resolve([]);
+    },
+    close: () => {},
+  };
+  const loop = new Loop({ selector, clock: { now: () => now } });
+  await loop.run(switches(10_000));
+  assert(turns <= 10_000 / 256 + 10, `${turns} turns`);
+});
+
 Deno.test("K15 a step takes one op, and an op is told of once, however many tasks there are", async () => {
   for (const n of TENFOLD) {
     const { trace } = await count(() => together(n, () => switches(10)));
@@ -111,6 +131,23 @@ Deno.test("K13 a switch inside call() resumes one coroutine, however deep it is 
     await count(() => deep(depth, counts));
     // The innermost is resumed at each switch; all others at their beginning, and when what they called has ended.
     assert(counts.resumes >= 100 + depth && counts.resumes <= 102 + 2 * depth, `depth ${depth}: ${counts.resumes}`);
+  }
+});
+
+Deno.test("K13 calls of calls that were all made before are looked at once each", async () => {
+  for (const depth of TENFOLD) {
+    let looks = 0;
+    const promise = {
+      then: (resolve: () => void) => resolve(),
+      get [Symbol.toStringTag]() {
+        looks++;
+        return "Something";
+      },
+    };
+    let coro = until(promise as unknown as PromiseLike<void>);
+    for (let i = 0; i < depth; i++) coro = call(coro);
+    await count(() => coro);
+    assert(looks <= 5, `depth ${depth}: ${looks} looks`);
   }
 });
 
