@@ -65,7 +65,7 @@ const SLAB_MAX = 4096;
 /** The largest read, in bytes. */
 const READ_MAX = 65536;
 /** A read that finds something in the system is over after two rounds of microtasks; it is given twice as many. */
-const MORE_ROUNDS = 4;
+const AHEAD_ROUNDS = 4;
 /** After so many reads in a row that use less than a sixteenth of it, the read size shrinks. */
 const SMALL_READS = 8;
 /** How many bytes one write takes; as many again may wait behind it. */
@@ -542,12 +542,14 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   sending = false;
 
   // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read is started only when none
-  // are left (or by #readMore), and fills what is behind them. Bytes are handed out as views of the slab, never copied, so what lies before
-  // #given is never written again.
+  // are left, and fills what is behind them (or, to read ahead, a slab of its own). Bytes are handed out as views of the
+  // slab, never copied, so what lies before #given is never written again.
   #slab = NO_SLAB;
   #given = 0;
   #from = 0;
   #to = 0;
+  /** Where a read ahead puts its bytes. */
+  #ahead: Uint8Array<ArrayBuffer> | null = null;
   #readSize = READ_MIN;
   #slabSize = READ_MIN;
   #reading = false;
@@ -658,7 +660,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     buffer.set(new Uint8Array(this.#slab, this.#from, length));
     this.#from += length;
     // Once all is taken, the place of what was copied out is free again; that of what was handed out is not.
-    if (this.#from === this.#to && !this.#reading) this.#from = this.#to = this.#given;
+    if (this.#from === this.#to) this.#from = this.#to = this.#given;
     return length;
   }
 
@@ -713,10 +715,11 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
       // The system reports a reset once: the next write would seem to succeed.
       if (isReset(result)) this.#writeError ??= result;
     } else if (!this.closed) {
+      if (this.#ahead) this.#joinAhead(this.#ahead);
       this.#to += result;
       this.#adapt(this.#to - this.#from);
       const { byteLength } = this.#slab;
-      if (this.#to === byteLength && byteLength < READ_MAX && isWatched(this._readKey)) return this.#readMore();
+      if (this.#to === byteLength && byteLength < READ_MAX && isWatched(this._readKey)) return void this.#readAhead();
     }
     if (this.closed) return this.#onLingerRead(typeof result === "number" ? result : 0);
     this._signal(EVENT_READ);
@@ -727,26 +730,34 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /**
    * Discussion: a read that was filled may have left something in the system, and `recv` is to return what has arrived, not
-   * what a small read had room for: the first message would be cut in two. So it is moved to the front of a larger slab, and
-   * behind it reads another, which is over at once if there was more. If not it stays under way, as one armed early.
+   * what a small read had room for: the first message would be cut in two. So another is started, into a larger slab that has
+   * room for the first in front. If there was more it is over at once. If not it stays under way, as one that was armed early,
+   * and what has arrived is told of without it.
    */
-  #readMore(): void {
-    const arrived = new Uint8Array(this.#slab, this.#from);
-    this.#slabSize = Math.min(Math.max(this.#readSize, 4 * arrived.length), READ_MAX);
-    this.#slab = new ArrayBuffer(this.#slabSize);
-    new Uint8Array(this.#slab).set(arrived);
-    this.#given = this.#from = 0;
-    this.#to = arrived.length;
-    this.#readInto(new Uint8Array(this.#slab, this.#to));
-    this.#signalSoon(this.#slab);
-  }
-
-  async #signalSoon(slab: ArrayBuffer): Promise<void> {
-    for (let round = 0; round < MORE_ROUNDS; round++) {
+  async #readAhead(): Promise<void> {
+    const arrived = this.#to - this.#from;
+    this.#slabSize = Math.min(Math.max(this.#readSize, 4 * arrived), READ_MAX);
+    const ahead = this.#ahead = new Uint8Array(new ArrayBuffer(this.#slabSize), arrived);
+    this.#readInto(ahead);
+    for (let round = 0; round < AHEAD_ROUNDS; round++) {
       await null;
-      if (!this.#reading || this.#slab !== slab) return; // Who has ended the read has signalled, or reads on.
+      if (this.#ahead !== ahead) return; // Who has ended the read has told, or reads on.
     }
     this._signal(EVENT_READ);
+  }
+
+  /** What was read ahead comes behind what is left of that before it, which moves to the slab of the new. */
+  #joinAhead(ahead: Uint8Array<ArrayBuffer>): void {
+    this.#ahead = null;
+    const left = this.#to - this.#from;
+    const from = ahead.byteOffset - left;
+    if (left > 0) {
+      if (this.#to > this.#slab.byteLength) return; // It was transferred: so all of this is lost, as `recv` will say.
+      new Uint8Array(ahead.buffer, from).set(new Uint8Array(this.#slab, this.#from, left));
+    }
+    this.#slab = ahead.buffer;
+    this.#given = this.#from = from;
+    this.#to = ahead.byteOffset;
   }
 
   /** A read that was filled makes the next one larger; several in a row that were nearly empty make it smaller. */
@@ -764,6 +775,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   #forgetInput(): void {
     this.#slab = NO_SLAB;
+    this.#ahead = null;
     this.#given = this.#from = this.#to = 0;
   }
 

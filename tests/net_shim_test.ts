@@ -1658,6 +1658,26 @@ Deno.test("what was transferred with a received array is missed once, and the so
   selector.close();
 });
 
+Deno.test("N7 who transfers all that recv has returned loses nothing of a read ahead, who transfers a part is told", async () => {
+  for (const [max, lost] of [[1000, false], [FIRST, false], [FIRST - 1, true]] as const) {
+    const { conn, sock, selector } = fake();
+    selector.register(sock, EVENT_READ);
+    await selector.select(0);
+    await conn.arrive("a".repeat(FIRST));
+    const head = sock.recv(max);
+    structuredClone(head, { transfer: [head.buffer] });
+    await conn.arrive("more");
+    if (lost) assertThrows(() => sock.recv(100), TypeError, "its last 5 bytes are lost");
+    else assertEquals(text(sock.recv(100)), "more");
+    assertThrows(() => sock.recv(100), WouldBlock);
+    await selector.select(0);
+    await conn.arrive("and on");
+    assertEquals(text(sock.recv(100)), "and on");
+    sock.abort();
+    selector.close();
+  }
+});
+
 Deno.test("bytes that are transferred while they wait to be sent are missed, and not taken for sent", async () => {
   const { conn, sock, selector } = fake();
   const loop = new Loop();
