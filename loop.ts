@@ -145,7 +145,9 @@ export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
  *
  * Discussion: with `yield*` every resume passes through all coroutines from the task's first to the one that waits; ten
  * levels cost next to nothing, a recursion of a few thousand overflows the stack. Here the task keeps the callers, and
- * only the innermost coroutine is resumed. It costs one trip through `ready`: only deep recursion is worth it.
+ * only the innermost coroutine is resumed. It costs one trip through `ready`: only deep recursion is worth it. As an op it
+ * is also refused in a scope that was cancelled, and then `coro` does not start, as it would with `yield*`: what it was given
+ * to release is its caller's.
  *
  * @example
  * ```ts
@@ -561,7 +563,6 @@ export class Loop {
       const selected = this.#select();
       const events = Array.isArray(selected) ? selected : await selected;
       this.#asleep = false;
-      if (this.#steps === 0) this.#platformTurned = this.time(); // It may have had much to do besides, other loops for one.
       if (this.#stuckSince !== null && events.length === 0) this.#checkDeadlock(this.#stuckSince);
       running = this;
       try {
@@ -622,10 +623,7 @@ export class Loop {
     const by = task._scope._cancelledBy; // Looked up anew: what expired may have given it a scope of its own.
     if (by) {
       hush(op);
-      if (task._swallows) return this.#giveUp(task);
-      const call = lateCall(op);
-      if (!call) return this.#deliver(task, by);
-      op = call;
+      return task._swallows ? this.#giveUp(task) : this.#deliver(task, by);
     }
     if (op === CHECKPOINT) return this.ready.append(task); // what its handler does: this is the most frequent op
     const handler = Array.isArray(op) ? this.#ops.get(op[0]) : undefined;
@@ -1184,25 +1182,6 @@ const KERNEL_OPS: ReadonlyMap<string, OpHandler> = new Map<string, OpHandler>([
   }],
 ]);
 
-/** What is done of an op that was refused: if it was `call`, what it calls starts all the same; null if there is nothing. */
-function lateCall(op: Op): Op | null {
-  try {
-    return Array.isArray(op) && op[0] === "call" ? ["call", callLate(op[1])] : null;
-  } catch {
-    return null; // It throws when it is looked at.
-  }
-}
-
-/**
- * What is called in a scope that was cancelled starts, as it does with `yield*`: what it was given is its own to release. Its
- * first op is refused; if it has none, the one here is.
- */
-function* callLate<T>(coro: Coroutine<T>): Coroutine<T> {
-  const value = yield* checkRunnable(coro);
-  yield* checkpoint();
-  return value;
-}
-
 function endPromiseWait(wait: PromiseWait, value: unknown, threw: boolean): void {
   const { task } = wait;
   if (task?._pending !== wait) return; // The result is late.
@@ -1300,9 +1279,7 @@ export class Task<T = any> implements PromiseLike<T> {
   #own: CancelScope | null = null;
   #cancelled = false;
   #joiners: ParkingLot | null = null;
-  /** What to call when it has ended: mostly there is one. The others, in order, and how often each was added. */
-  #callback: ((task: Task<any>) => void) | null = null;
-  #callbacks: Map<(task: Task<any>) => void, number> | null = null;
+  #callbacks: (((task: Task<any>) => void) | null)[] | null = null;
   #promise: Promise<T> | null = null;
 
   /** @ignore Made by {@linkcode Loop.createTask}. */
@@ -1412,20 +1389,17 @@ export class Task<T = any> implements PromiseLike<T> {
     if (typeof callback !== "function") throw new TypeError(`Cannot call back ${kind(callback)}: it is not a function`);
     this._watchers++;
     if (this.done) callback(this);
-    else if (!this.#callback && !this.#callbacks) this.#callback = callback;
-    else {
-      this.#callbacks ??= new Map();
-      this.#callbacks.set(callback, (this.#callbacks.get(callback) ?? 0) + 1);
-    }
+    else if (this.#callbacks) this.#callbacks.push(callback);
+    else this.#callbacks = [callback]; // Mostly there is one, and the first push() would make room for seventeen.
   }
 
   /** Takes `callback` back if it has not been called yet, and with it the charge of the task's error. */
   removeDoneCallback(callback: (task: Task<T>) => void): void {
-    const count = this.#callbacks?.get(callback) ?? 0;
-    if (this.#callback === callback) this.#callback = null;
-    else if (count === 0) return;
-    else if (count === 1) this.#callbacks!.delete(callback);
-    else this.#callbacks!.set(callback, count - 1);
+    const callbacks = this.#callbacks ?? [];
+    const i = callbacks.indexOf(callback);
+    if (i < 0) return;
+    if (i === 0) callbacks.shift(); // So it is where many are cancelled in turn; cheaper than to move all others.
+    else callbacks.splice(i, 1);
     this.loop._unwatch(this);
   }
 
@@ -1550,20 +1524,18 @@ export class Task<T = any> implements PromiseLike<T> {
     this._parent._remove(this);
     this.#own?._leave();
     this.#joiners?.unparkAll();
-    if (this.#callback) this.#callBack(this.#callback, 1);
-    this.#callbacks?.forEach((times, callback) => this.#callBack(callback, times));
+    if (this.#callbacks) this.#callBack(this.#callbacks);
     this.#callbacks = this.#joiners = null;
     this.#lastCancelled = this.#thrown = null;
     return threw && !this.#cancelled;
   }
 
-  #callBack(callback: (task: Task<any>) => void, times: number): void {
-    // From here on it cannot be taken back.
-    if (this.#callback === callback) this.#callback = null;
-    else this.#callbacks!.delete(callback);
-    for (let i = 0; i < times; i++) {
+  #callBack(callbacks: (((task: Task<any>) => void) | null)[]): void {
+    for (let i = 0; i < callbacks.length; i++) {
+      const callback = callbacks[i];
+      callbacks[i] = null; // It cannot be taken back any more.
       try {
-        callback(this);
+        callback?.(this);
       } catch (error) {
         this.loop._report(error, this);
       }

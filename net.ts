@@ -18,8 +18,10 @@
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
  * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one. (Who reads
- * gets all that has arrived: a read that was filled is followed by a larger one at once.) A datagram socket holds one
- * datagram each way, and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
+ * gets all that has arrived: a read that was filled is followed by a larger one at once. Only of a plain TCP socket that
+ * `connect` has made may `startTls` take the connection, with no read under way; that one begins with
+ * {@linkcode READ_MIN_PLAIN}.) A datagram socket holds one datagram each way, and a buffer of 64 KiB. All sockets together
+ * keep 2 MiB of free write buffers.
  *
  * A read or accept cannot be taken back. So when a wait is cancelled it stays armed, and what it brings is kept for whoever
  * reads or accepts next. Nothing is lost. It does not keep the program from ending (except an accept of TLS: Deno
@@ -60,6 +62,8 @@ import {
 
 /** The size of a socket's first read, in bytes; what an idle connection costs follows from it. */
 const READ_MIN = 512;
+/** The same where `startTls` may take the connection, and so nothing is read ahead: most first answers in one piece. */
+const READ_MIN_PLAIN = 16384;
 /** The largest buffer that many small reads share, in bytes. */
 const SLAB_MAX = 4096;
 /** The largest read, in bytes. */
@@ -314,8 +318,7 @@ export class DefaultSelector implements Selector {
   readonly #pollByHand = () => this.#hasAsked(performance.now()) ? this.poll() : this.#platformTurn();
 
   #hasAsked(now: number): boolean {
-    const since = now - Math.max(this.#askedAt, systemAskedAt);
-    return since >= 0 && since < SYSTEM_INTERVAL; // (A fake of the platform's clock may have been ahead.)
+    return isRecent(this.#askedAt, now) || isRecent(systemAskedAt, now);
   }
 
   /**
@@ -392,14 +395,17 @@ export class DefaultSelector implements Selector {
 
   /** @ignore `key` may be ready. */
   _signalled(key: Key): void {
-    if (this._closed) return;
-    if (!key.queued) {
-      key.queued = true;
-      if (this.#last) this.#last.next = key;
-      else this.#first = key;
-      this.#last = key;
-    }
+    this._queue(key);
     if (this.#resolve) this.wakeup();
+  }
+
+  /** @ignore `key` is to be looked at, but a `select` under way need not return for that. */
+  _queue(key: Key): void {
+    if (this._closed || key.queued) return;
+    key.queued = true;
+    if (this.#last) this.#last.next = key;
+    else this.#first = key;
+    this.#last = key;
   }
 
   /** Makes a `select` under way return; with none under way, lets go of the timer that waits for the next one. */
@@ -437,6 +443,10 @@ function askSystem(): Promise<void> {
     asking = null;
     systemAskedAt = performance.now();
   });
+}
+
+function isRecent(time: number, now: number): boolean {
+  return time <= now && now - time < SYSTEM_INTERVAL; // (A fake of the platform's clock may have been ahead.)
 }
 
 function platformTurns(turns: number): Promise<void> {
@@ -550,10 +560,11 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   #to = 0;
   /** Where a read ahead puts its bytes. */
   #ahead: Uint8Array<ArrayBuffer> | null = null;
+  #readMin = READ_MIN;
   #readSize = READ_MIN;
   #slabSize = READ_MIN;
   #reading = false;
-  /** How many bytes the last read has brought. */
+  /** How many bytes the last read has brought, with those that it was to add to. */
   #lastRead = 0;
   /** How many reads in a row were nearly empty. */
   #smallReads = 0;
@@ -612,7 +623,9 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /** @ignore */
   _arm(event: number): void {
-    if (event === EVENT_READ && !this.#reading) this.#read();
+    if (event !== EVENT_READ) return;
+    if (this.#reading) this._hold(); // It was read ahead, and let go.
+    else this.#read();
   }
 
   /** @ignore */
@@ -621,6 +634,11 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 
   // ---- Reading ----------------------
+
+  /** @ignore `startTls` may take its connection: a read under way, which cannot be taken back, would be in the way. */
+  _mayStartTls(): void {
+    this.#readMin = this.#readSize = this.#slabSize = READ_MIN_PLAIN;
+  }
 
   /**
    * Takes at most `maxBytes` of what has arrived; an empty array at end of stream, again and again. The array is a view
@@ -719,7 +737,9 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
       this.#to += result;
       this.#adapt(this.#to - this.#from);
       const { byteLength } = this.#slab;
-      if (this.#to === byteLength && byteLength < READ_MAX && isWatched(this._readKey)) return void this.#readAhead();
+      const filled = this.#to === byteLength && byteLength < READ_MAX;
+      const mayReadAhead = this.#readMin !== READ_MIN_PLAIN && isWatched(this._readKey);
+      if (filled && mayReadAhead) return void this.#readAhead(this._readKey!);
     }
     if (this.closed) return this.#onLingerRead(typeof result === "number" ? result : 0);
     this._signal(EVENT_READ);
@@ -734,7 +754,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
    * room for the first in front. If there was more it is over at once. If not it stays under way, as one that was armed early,
    * and what has arrived is told of without it.
    */
-  async #readAhead(): Promise<void> {
+  async #readAhead(key: Key): Promise<void> {
+    key.selector!._queue(key); // Whoever polls of its own accord hears of it.
     const arrived = this.#to - this.#from;
     this.#slabSize = Math.min(Math.max(this.#readSize, 4 * arrived), READ_MAX);
     const ahead = this.#ahead = new Uint8Array(new ArrayBuffer(this.#slabSize), arrived);
@@ -743,6 +764,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
       await null;
       if (this.#ahead !== ahead) return; // Who has ended the read has told, or reads on.
     }
+    this._release();
     this._signal(EVENT_READ);
   }
 
@@ -765,7 +787,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     this.#lastRead = n;
     if (n < this.#readSize >> 4) {
       if (++this.#smallReads < SMALL_READS) return;
-      this.#readSize = Math.max(this.#readSize >> 2, READ_MIN);
+      this.#readSize = Math.max(this.#readSize >> 2, this.#readMin);
       this.#slabSize = this.#readSize;
     } else if (this.#to === this.#slab.byteLength) {
       this.#readSize = Math.min(this.#readSize * 4, READ_MAX);
@@ -1633,9 +1655,11 @@ const denoNetwork: Network = {
   *connect(options: ConnectOptions): Coroutine<Socket> {
     checkAddress("connect to", options, 1);
     const theirs = options.transport === "unix" ? undefined : options.signal;
-    return yield* attempt(`connect to ${place(options, "127.0.0.1")}`, theirs, function connect(ours) {
+    const sock = yield* attempt(`connect to ${place(options, "127.0.0.1")}`, theirs, function connect(ours) {
       return dial(options as Deno.ConnectOptions, ours, theirs);
     });
+    if (options.transport !== "unix") sock._mayStartTls();
+    return sock;
   },
 
   *connectTls(options: ConnectTlsOptions): Coroutine<Socket> {

@@ -1139,21 +1139,6 @@ Deno.test("K8 of several callbacks the one that is taken back is not called, the
   });
 });
 
-Deno.test("K8 a callback that was added twice is called twice, and taken back once at a time", async () => {
-  await simulate(function* ({ loop }) {
-    for (const [takenBack, calls] of [[0, "aabab"], [1, "abab"], [2, "abb"], [3, "bb"], [4, "bb"]] as const) {
-      const called: string[] = [];
-      const task = loop.createTask(checkpoint());
-      const a = () => void called.push("a");
-      const b = () => void called.push("b");
-      for (const callback of [a, a, b, a, b]) task.addDoneCallback(callback);
-      for (let i = 0; i < takenBack; i++) task.removeDoneCallback(a);
-      yield* task.wait();
-      assertEquals(called.toSorted(), [...calls].toSorted());
-    }
-  });
-});
-
 Deno.test("K8 a callback that takes itself back as it is called has taken the error all the same", async () => {
   await simulate(function* ({ loop }) {
     const task = loop.createTask(fails(new Error("told to the callback")));

@@ -763,6 +763,54 @@ Deno.test("N6 what a connection has failed with ends a wait in sockRecvInto, and
   sock.close();
 });
 
+Deno.test("N7 a read ahead keeps the program going only while somebody waits for more", async () => {
+  const { conn, sock, selector } = fake();
+  const held: string[] = [];
+  Object.assign(conn, { ref: () => held.push("ref"), unref: () => held.push("unref") });
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  await conn.arrive("a".repeat(FIRST));
+  assertEquals([(await selector.select()).length, held], [1, ["unref"]]);
+  sock.recv(1000);
+  await selector.select(0); // It is armed anew.
+  assertEquals([conn.reads.length, held], [1, ["unref", "ref"]]);
+  await conn.arrive("b".repeat(10));
+  assertEquals(sock.recv(1000).length, 10);
+  await selector.select(0);
+  assertEquals([conn.reads.length, held], [1, ["unref", "ref"]]);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N7 who polls between a full read and the one ahead of it sees what has arrived", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  selector.poll();
+  conn.reads.shift()!.resolve(FIRST);
+  await null;
+  assertEquals(selector.poll().length, 1);
+  assertEquals(sock.recv(1000).length, FIRST);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N7 N11 of a connection that startTls may take nothing is read ahead, but much at once", async () => {
+  const { conn, sock, selector } = fake();
+  sock._mayStartTls();
+  selector.register(sock, EVENT_READ);
+  await selector.select(0);
+  await conn.arrive(16 * KB);
+  assertEquals([sock.recv(64 * KB).length, conn.reads.length], [16 * KB, 0]);
+  for (let i = 0; i < 50; i++) {
+    await selector.select(0);
+    await conn.arrive(1);
+    sock.recv(1);
+  }
+  assert(Math.min(...conn.readSizes) >= 4 * KB, `${conn.readSizes}`);
+  sock.abort();
+  selector.close();
+});
+
 Deno.test("C7 a read that nobody waits for any more does not keep the program going; watched again, it does", async () => {
   const { conn, sock, selector } = fake();
   const held: string[] = [];

@@ -133,6 +133,10 @@ battery(
       yield* settle();
       yield* loop.sockSendall(client, pattern(length));
       assertEquals(yield* reader.join(), pattern(length));
+      const answered = loop.createTask(loop.sockRecv(client, 10_000));
+      yield* settle();
+      yield* loop.sockSendall(server, pattern(length));
+      assertEquals(yield* answered.join(), pattern(length));
     }
   },
 );

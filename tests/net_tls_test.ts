@@ -385,6 +385,27 @@ Deno.test(
 );
 
 Deno.test(
+  "N11 startTls goes ahead after a message of any length: no read is left under way",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listen(LOCAL);
+      for (const length of [1, 511, 512, 513, 1024, 4096, 16_384, 20_000, 65_536]) {
+        const client = yield* connect(to(listener));
+        const [server] = yield* loop.sockAccept(listener);
+        const reader = loop.createTask(readExactly(loop, client, length));
+        yield* sleep(1);
+        yield* loop.sockSendall(server, new Uint8Array(length));
+        yield* reader.join();
+        const starting = loop.createTask(thrownBy(startTls(client, TRUST())));
+        assertEquals((yield* loop.sockRecv(server, 1))[0], 0x16, `after ${length} bytes`); // a handshake begins
+        server.abort();
+        assert(!((yield* starting.join()) instanceof BusyError));
+      }
+    }),
+);
+
+Deno.test(
   "N11 startTls on what has TLS, or is not a TCP socket, or is closed, is refused",
   granted,
   () =>
