@@ -430,8 +430,8 @@ export class DefaultSelector implements Selector {
   }
 }
 
-/** As it is when this module is loaded: all loops wait for the same turns, and a test's fake of it might never call back. */
-const { setImmediate } = globalThis;
+// As they are when this module is loaded: all loops wait for the same turns, and a test's fake might never call back.
+const { setImmediate, clearImmediate } = globalThis;
 
 /** When Deno was last made to ask the system, and the turns under way for that. */
 let systemAskedAt = 0;
