@@ -161,6 +161,7 @@ export abstract class Pollable implements Selectable, Disposable {
 
   /** @ignore Nobody does any more, and the program may end. (What is under way on one that is closed ends by itself.) */
   _release(): void {
+    if (this.#released) return; // It was let go already, and stays so until somebody waits.
     this.#released = this.#closed ? null : this._underWay;
     this.#released?.unref?.();
   }
@@ -624,8 +625,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   /** @ignore */
   _arm(event: number): void {
     if (event !== EVENT_READ) return;
-    if (this.#reading) this._hold(); // It was read ahead, and let go.
-    else this.#read();
+    this._hold(); // What was read ahead was let go.
+    if (!this.#reading) this.#read();
   }
 
   /** @ignore */
@@ -683,6 +684,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 
   #nothing(): Uint8Array<ArrayBuffer> {
+    if (this.#eof || this.#readError !== null) this.#forgetInput();
     if (this.#readError !== null) throw this.#readError;
     // And if a write has had the report, reads see only the end of a stream.
     if (this.#eof && isReset(this.#writeError)) throw this.#writeError;
@@ -729,6 +731,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     if (typeof result !== "number") {
       if (result === null) this.#eof = true;
       else this.#readError = result;
+      this.#ahead = null;
       if (this.#to === this.#from) this.#forgetInput();
       // The system reports a reset once: the next write would seem to succeed.
       if (isReset(result)) this.#writeError ??= result;
@@ -764,6 +767,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
       await null;
       if (this.#ahead !== ahead) return; // Who has ended the read has told, or reads on.
     }
+    if (!this._ready(EVENT_READ)) return; // All of it was taken meanwhile.
     this._release();
     this._signal(EVENT_READ);
   }
@@ -797,7 +801,6 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   #forgetInput(): void {
     this.#slab = NO_SLAB;
-    this.#ahead = null;
     this.#given = this.#from = this.#to = 0;
   }
 
@@ -1021,6 +1024,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   /** @ignore */
   override _shut(): void {
     super._shut();
+    this.#ahead = null;
     this.#forgetInput();
     this.#wakeFlushed();
     this.#waiters?.forEach((waiter) => waiter.reject(null)); // Whoever waits throws its own error.
@@ -1967,7 +1971,8 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Addr &
  *
  * @throws {TypeError} If `sock` is not a TCP socket of Deno's, or `options` are not right.
  * @throws {BusyError} If a task waits on `sock`, it holds bytes that were not read, or a read is under way: a wait for input
- * that was cancelled has left one.
+ * that was cancelled has left one, or (not on a socket that {@linkcode connect} has made) it looks for more behind a read that
+ * was filled to the byte.
  * @throws {ClosedError} If `sock` is closed.
  */
 export function* startTls(

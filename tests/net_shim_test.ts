@@ -2,7 +2,15 @@
  * The shim from the inside: the selector used by hand, and sockets over connections whose every read, write and accept
  * the test itself completes.
  */
-import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertFalse,
+  assertInstanceOf,
+  assertRejects,
+  assertStrictEquals,
+  assertThrows,
+} from "@std/assert";
 import {
   type Addr,
   BusyError,
@@ -778,6 +786,49 @@ Deno.test("N7 a read ahead keeps the program going only while somebody waits for
   assertEquals(sock.recv(1000).length, 10);
   await selector.select(0);
   assertEquals([conn.reads.length, held], [1, ["unref", "ref"]]);
+  sock.abort();
+  selector.close();
+});
+
+Deno.test("N7 who waits on after a read ahead has come keeps the program going", async () => {
+  for (const again of [false, true]) {
+    const { conn, sock, selector } = fake();
+    let held = true;
+    Object.assign(conn, { ref: () => held = true, unref: () => held = false });
+    selector.register(sock, EVENT_READ);
+    await selector.select(0);
+    await conn.arrive("a".repeat(FIRST));
+    assertFalse(held);
+    await conn.arrive("b".repeat(10));
+    if (again) {
+      selector.unregister(sock);
+      selector.register(sock, EVENT_READ);
+    }
+    assertEquals(sock.recv(1000).length, FIRST + 10);
+    selector.poll();
+    assertEquals([conn.reads.length, held], [1, true]);
+    selector.unregister(sock);
+    assertFalse(held);
+    sock.abort();
+    selector.close();
+  }
+});
+
+Deno.test("N7 who takes all in the middle of reading ahead, and waits for more, is not told again, nor let go", async () => {
+  const { conn, sock, selector } = fake();
+  const held: string[] = [];
+  Object.assign(conn, { ref: () => held.push("ref"), unref: () => held.push("unref") });
+  selector.register(sock, EVENT_READ);
+  selector.poll();
+  conn.reads.shift()!.resolve(FIRST);
+  await null;
+  selector.poll();
+  sock.recv(1000);
+  selector.poll();
+  let told = false;
+  void selector.select().then(() => told = true);
+  await turn();
+  assertEquals([told, held], [false, []]);
   sock.abort();
   selector.close();
 });
@@ -1707,15 +1758,17 @@ Deno.test("what was transferred with a received array is missed once, and the so
 });
 
 Deno.test("N7 who transfers all that recv has returned loses nothing of a read ahead, who transfers a part is told", async () => {
-  for (const [max, lost] of [[1000, false], [FIRST, false], [FIRST - 1, true]] as const) {
+  const cases = [[1000, false], [FIRST, false], [FIRST - 1, true]] as const;
+  for (const [max, lost, toldFirst] of cases.flatMap((one) => [[...one, false], [...one, true]] as const)) {
     const { conn, sock, selector } = fake();
     selector.register(sock, EVENT_READ);
     await selector.select(0);
     await conn.arrive("a".repeat(FIRST));
     const head = sock.recv(max);
     structuredClone(head, { transfer: [head.buffer] });
+    if (toldFirst) assertThrows(() => sock.recv(100), lost ? TypeError : WouldBlock);
     await conn.arrive("more");
-    if (lost) assertThrows(() => sock.recv(100), TypeError, "its last 5 bytes are lost");
+    if (lost && !toldFirst) assertThrows(() => sock.recv(100), TypeError, "its last 5 bytes are lost");
     else assertEquals(text(sock.recv(100)), "more");
     assertThrows(() => sock.recv(100), WouldBlock);
     await selector.select(0);
