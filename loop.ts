@@ -374,8 +374,8 @@ export class Loop {
   /**
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
-   * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before (one that was only stepped, by hand or by
-   * `yield*`, looks like a new one), or if `options.scope` is not a `CancelScope`.
+   * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before (a generator that was only stepped, by
+   * hand or by `yield*`, looks like a new one), or if `options.scope` is not a `CancelScope`.
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {

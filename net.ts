@@ -643,8 +643,9 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /**
    * Takes at most `maxBytes` of what has arrived; an empty array at end of stream, again and again. The array is a view
-   * into a larger buffer whose other parts are not yours; `slice()` it to keep only a part, or to transfer it. (Nothing
-   * arrives here before somebody waits: whether an idle connection was closed shows in a short `readWait`.)
+   * into a larger buffer whose other parts are not yours; `slice()` it to keep only a part, or to transfer it. (But
+   * for what is read ahead, nothing arrives here before somebody waits: whether an idle connection was closed shows in a
+   * short `readWait`.)
    *
    * @throws {WouldBlock} If nothing has arrived.
    * @throws {RangeError} If `maxBytes` is not a whole number from 1 up.
