@@ -2,10 +2,11 @@
  * process_test.ts: signals and workers.
  *
  * Signals are sent by the program to itself, as SIGHUP and SIGUSR2, which nobody else here uses. (Not as SIGUSR1: at that
- * Deno 2.9.6 may start its inspector.) Workers are real threads;
- * that one has begun is known by the message it sends, not by waiting.
+ * Deno 2.9.6 may start its inspector.) Workers are real threads; that one has begun is known by what it writes to shared
+ * memory, not by waiting.
  */
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { Worker } from "node:worker_threads";
 import {
   all,
   Cancelled,
@@ -500,6 +501,7 @@ test("P4 an error that comes with the result is reported, and the result returne
 });
 
 test("P5 cancel ends the worker", {}, async () => {
+  using terminated = new TerminateCounter();
   await run(function* (loop) {
     const gate = new Int32Array(new SharedArrayBuffer(8));
     const task = loop.createTask(runInWorker((gate: Int32Array) => {
@@ -511,6 +513,7 @@ test("P5 cancel ends the worker", {}, async () => {
     const error = yield* thrownBy(task.join());
     assert(error instanceof TaskError && error.cause instanceof Cancelled);
     assertEquals(error.cause.reason, "enough");
+    assertEquals(terminated.count, 1);
     for (let last = -1; last !== Atomics.load(gate, 0);) {
       last = Atomics.load(gate, 0);
       yield* sleep(20);
@@ -518,15 +521,16 @@ test("P5 cancel ends the worker", {}, async () => {
   });
 });
 
-test("P5 cancel ends the wait for a worker that never gives up control", {}, async () => {
+test("P5 cancel ends a worker that never gives up control, and the wait for it", {}, async () => {
+  using terminated = new TerminateCounter();
   await run(function* (loop) {
     const gate = new Int32Array(new SharedArrayBuffer(8));
     const task = loop.createTask(runInWorker(count, [gate]));
     yield* untilHolds(() => Atomics.load(gate, 0) > 0);
     task.cancel();
     yield* task.wait();
-    assert(task.cancelled);
-    Atomics.store(gate, 1, 1);
+    assertEquals([task.cancelled, terminated.count], [true, 1]);
+    Atomics.store(gate, 1, 1); // Deno may take seconds to stop the thread.
   });
 });
 
@@ -868,6 +872,7 @@ Deno.test("P6 a pool of no size, and work that cannot travel, are refused where 
 });
 
 test("P5 a run whose coroutine is returned by hand ends its worker too", {}, async () => {
+  using terminated = new TerminateCounter();
   const gate = new Int32Array(new SharedArrayBuffer(8));
   using pool = new WorkerPool(1);
   const coro = pool.run((gate) => new Promise(() => setInterval(() => Atomics.add(gate, 0, 1), 1)), [gate]);
@@ -878,13 +883,7 @@ test("P5 a run whose coroutine is returned by hand ends its worker too", {}, asy
     yield* untilHolds(() => Atomics.load(gate, 0) > 0);
   });
   assertThrows(() => coro.return(undefined), Error, "no task is running here"); // It would wait for the worker's end.
-  let counting = true;
-  for (let i = 0; i < 50 && counting; i++) {
-    const before = Atomics.load(gate, 0);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-    counting = Atomics.load(gate, 0) !== before;
-  }
-  assertEquals(counting, false);
+  assertEquals(terminated.count, 1);
 });
 
 /** Counts in shared memory until it is told to stop. */
@@ -912,5 +911,24 @@ class ListenerCounter {
   [Symbol.dispose](): void {
     Deno.addSignalListener = this.#add;
     Deno.removeSignalListener = this.#remove;
+  }
+}
+
+/** Counts the threads that Deno is told to end. */
+class TerminateCounter {
+  count = 0;
+  readonly #terminate = Worker.prototype.terminate;
+
+  constructor() {
+    const terminate = this.#terminate;
+    const count = () => this.count++;
+    Worker.prototype.terminate = function () {
+      count();
+      return terminate.call(this);
+    };
+  }
+
+  [Symbol.dispose](): void {
+    Worker.prototype.terminate = this.#terminate;
   }
 }
