@@ -14,6 +14,7 @@ import {
   all,
   Cancelled,
   checkpoint,
+  ClosedError,
   connect,
   type Coroutine,
   currentTask,
@@ -57,28 +58,38 @@ const OUTSIDE: Record<string, (call: () => void) => unknown> = {
   },
 };
 
+/** Runs `main`, and has `call` called as `from` does when all tasks of the loop wait. */
+async function calledWhileItWaits<T>(
+  from: (call: () => void) => unknown,
+  main: Coroutine<T>,
+  call: (loop: Loop) => void,
+): Promise<T> {
+  const loop = new Loop();
+  const running = loop.run(main);
+  await platformTurn();
+  assertEquals([...loop.tasks].map((task) => task.op?.[0]), ["park"]);
+  from(() => call(loop));
+  return await running;
+}
+
 for (const [where, from] of Object.entries(OUTSIDE)) {
   Deno.test(`S1 event.set in ${where} wakes a waiting task`, async () => {
     const event = new Event();
-    from(() => event.set());
-    await new Loop().run(event.wait());
+    await calledWhileItWaits(from, event.wait(), () => event.set());
     assert(event.isSet);
   });
 
   Deno.test(`S4 queue.putNowait in ${where} wakes a waiting task`, async () => {
     const queue = new Queue<string>(1);
-    from(() => queue.putNowait("hello"));
-    assertEquals(await new Loop().run(queue.get()), "hello");
+    assertEquals(await calledWhileItWaits(from, queue.get(), () => queue.putNowait("hello")), "hello");
   });
 
   Deno.test(`K7 createTask in ${where} wakes an idle loop`, async () => {
-    const loop = new Loop();
     const event = new Event();
     function* task(): Coroutine<void> {
       event.set();
     }
-    from(() => void loop.createTask(task()));
-    await loop.run(event.wait());
+    await calledWhileItWaits(from, event.wait(), (loop) => void loop.createTask(task()));
   });
 }
 
@@ -114,7 +125,7 @@ Deno.test("S4 getNowait, release, close and taskDone from outside wake who waits
   })());
   assertEquals(queue.getNowait(), 2);
   setImmediate(() => queue.close());
-  await assertRejects(() => new Loop().run(queue.get()), "it is closed");
+  await assertRejects(() => new Loop().run(queue.get()), ClosedError, "it is closed");
   assertThrows(() => new Queue().getNowait(), WouldBlock);
 });
 
