@@ -299,8 +299,6 @@ Deno.test("T3 of timeout and deadline the nearer counts", async () => {
   });
 });
 
-// ---- T4 --------------------------------------------------------------------------------------------------------
-
 Deno.test("T3 cancelCalled tells that the deadline has passed to who computes without an op", async () => {
   await simulate(function* ({ world }) {
     let rounds = 0;
@@ -323,6 +321,8 @@ Deno.test("T3 cancelCalled tells that the deadline has passed to who computes wi
     assertEquals(left?.cancelCalled, false); // The block was over by then.
   });
 });
+
+// ---- T4 --------------------------------------------------------------------------------------------------------
 
 Deno.test("T4 a block that finished, though late, is not failed", async () => {
   await simulate(function* ({ world, loop }) {
