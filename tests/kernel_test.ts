@@ -192,9 +192,11 @@ Deno.test("K2 in one turn sockets come before timers, and both before new steps"
     yield* checkpoint();
     sock.ready = 1;
     world.hold(10);
+    yield* checkpoint(); // It goes on in the turn in which both have come.
+    tasks.push(loop.createTask(says(log, "new step ", 1)));
     for (const task of tasks) yield* task.wait();
   });
-  assertEquals(log, ["socket", "timer"]);
+  assertEquals(log, ["socket", "timer", "new step 1"]);
 });
 
 // ---- K3 ----------------------------------------------------------------------------------------------------------

@@ -923,6 +923,8 @@ Deno.test("N9 connect to a name that is none", needs({ net: true }), () =>
   run(function* () {
     const error = yield* thrownBy(connect({ hostname: "no such name", port: 1 }));
     assertInstanceOf(error, Error);
+    assertStringIncludes(error.message, "Cannot connect to no such name port 1: ");
+    assertInstanceOf(error.cause, Error); // Deno's own.
   }));
 
 for (const transport of withListener) {

@@ -305,7 +305,7 @@ Deno.test("S2 a semaphore with a max can be filled by release, from 0 too", asyn
     semaphore.release();
     semaphore.release();
     assertEquals(semaphore.value, 2);
-    assertThrows(() => semaphore.release());
+    assertThrows(() => semaphore.release(), Error, "no slot of it is taken");
   });
   for (const bad of [-1, 1.5, NaN, "1" as unknown as number]) assertThrows(() => new Semaphore(bad), RangeError);
   assertThrows(() => new Semaphore(3, { max: 2 }), RangeError);
