@@ -151,7 +151,7 @@ Deno.test("C3 task.cancel from outside interrupts a task that waits", async () =
 
 // ---- await task ------------------------------------------------------------------------------------------------
 
-Deno.test("C11 a task can be awaited: its value, its very error, TaskError if it was cancelled", async () => {
+Deno.test("K16 C11 a task can be awaited: its value, its very error, TaskError if it was cancelled", async () => {
   const oops = new Error("oops");
   function* fail(): Coroutine<never> {
     throw oops;
@@ -177,7 +177,7 @@ Deno.test("C11 a task can be awaited: its value, its very error, TaskError if it
 
 // ---- run({ signal }) -------------------------------------------------------------------------------------------
 
-Deno.test("K10 run({ signal }): an abort cancels main with the signal's reason, and all else after it", async () => {
+Deno.test("K10 K16 run({ signal }): an abort cancels main with the signal's reason, and all else after it", async () => {
   const log: string[] = [];
   const { loop } = simulation();
   const controller = new AbortController();
@@ -201,7 +201,7 @@ Deno.test("K10 run({ signal }): an abort cancels main with the signal's reason, 
   assertEquals([error.reason, log], ["shut down", ["main", "child"]]);
 });
 
-Deno.test("K10 run({ signal }): aborted before, main gets Cancelled at its first op", async () => {
+Deno.test("K16 run({ signal }): aborted before, main gets Cancelled at its first op", async () => {
   const log: string[] = [];
   await assertRejects(
     () =>
@@ -219,7 +219,7 @@ Deno.test("K10 run({ signal }): aborted before, main gets Cancelled at its first
   assertEquals(log, ["started"]);
 });
 
-Deno.test("K10 run({ signal }): an abort after the end changes nothing, and no listener is left", async () => {
+Deno.test("K16 run({ signal }): an abort after the end changes nothing, and no listener is left", async () => {
   const controller = new AbortController();
   const { signal } = controller;
   let listeners = 0;
@@ -244,7 +244,7 @@ Deno.test("K10 run({ signal }): an abort after the end changes nothing, and no l
   assertEquals(await loop.run(sleep(1)), undefined);
 });
 
-Deno.test("K10 run({ signal }): main may catch it and go on to a value, as with any cancellation", async () => {
+Deno.test("K16 run({ signal }): main may catch it and go on to a value, as with any cancellation", async () => {
   const controller = new AbortController();
   function* main(): Coroutine<string> {
     try {
