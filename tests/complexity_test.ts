@@ -24,7 +24,7 @@ import {
   taskGroup,
   until,
 } from "../mod.ts";
-import { type Simulation, simulation } from "./world.ts";
+import { random, type Simulation, simulation } from "./world.ts";
 
 const TENFOLD = [10, 100, 1000];
 
@@ -41,12 +41,6 @@ function together(n: number, coro: (i: number) => Coroutine): Coroutine {
   return taskGroup(function* (group) {
     for (let i = 0; i < n; i++) group.createTask(coro(i));
   });
-}
-
-/** Numbers from 0 up to `limit` that look random and are the same each time. */
-function numbers(limit: number): () => number {
-  let state = 1;
-  return () => (state = state * 48271 % 2147483647) % limit;
 }
 
 // ---- Turns -------------------------------------------------------------------------------------------------------
@@ -164,8 +158,8 @@ Deno.test("K4 a sleep among n others moves at most a few times log n timers", as
     let counts!: Moves;
     const { loop } = await count((sim) => {
       counts = countMoves(sim);
-      const random = numbers(1000);
-      return together(n, () => sleep(random()));
+      const next = random(1);
+      return together(n, () => sleep(next(1000)));
     });
     const perSleep = counts.moves / n;
     assert(perSleep > 1, "no move was counted: the test no longer sees the heap");
@@ -179,11 +173,11 @@ Deno.test("T1 a deadline that is not reached costs at most a few times log n mov
   for (const n of [100, 1000, 10_000]) {
     await count((sim) =>
       (function* () {
-        const random = numbers(1000);
-        const sleepers = Array.from({ length: n }, () => sim.loop.createTask(sleep(10_000 + random())));
+        const next = random(1);
+        const sleepers = Array.from({ length: n }, () => sim.loop.createTask(sleep(10_000 + next(1000))));
         yield* checkpoint();
         const counts = countMoves(sim);
-        for (let i = 0; i < times; i++) yield* failAfter(1 + random(), checkpoint());
+        for (let i = 0; i < times; i++) yield* failAfter(1 + next(1000), checkpoint());
         const perDeadline = counts.moves / times;
         assert(perDeadline <= 2 * Math.log2(n) + 2, `${n} sleepers: ${perDeadline} moves for each deadline`);
         assertEquals(sim.loop._timers.length, n);

@@ -46,17 +46,12 @@ import {
 import { defaultWorld, setDefaultWorld } from "../loop.ts";
 import { runWithGc } from "./heap.ts";
 import { needs } from "./permissions.ts";
-import { bytes, random, text, thrownBy } from "./world.ts";
+import { bytes, platformTurn as turn, random, text, thrownBy } from "./world.ts";
 
 const ADDR: Addr = { transport: "tcp", hostname: "127.0.0.1", port: 1 };
 const KB = 1024;
 /** The size of a first read. */
 const FIRST = 512;
-
-/** Lets every promise that can settle do so. */
-function turn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
-}
 
 interface Pending<T> {
   buffer: Uint8Array;
