@@ -311,6 +311,21 @@ Deno.test(
     }),
 );
 
+Deno.test(
+  "N11 a name that no certificate can have fails connectTls, and no connection is left",
+  granted,
+  () =>
+    run(function* (loop) {
+      using listener = listen(LOCAL);
+      const address = { ...to(listener), hostname: "127.1" }; // one to connect to, as the system reads it
+      const dialling = loop.createTask(thrownBy(connectTls(address)));
+      const [server] = yield* loop.sockAccept(listener);
+      assertStringIncludes(String(yield* dialling.join()), "Invalid hostname: '127.1'");
+      assertEquals((yield* readAll(loop, server)).length, 0);
+      server.close();
+    }),
+);
+
 Deno.test("N11 a certificate of ours without its key, or the key alone, is refused", granted, () =>
   run(function* () {
     const { cert, key } = tls.server;
