@@ -8,6 +8,8 @@
  */
 
 const MOD = new URL("../mod.ts", import.meta.url);
+/** A program that takes longer, in milliseconds, hangs: the longest takes one or two seconds, on a busy machine ten. */
+const HANGS = 60_000;
 
 /**
  * What a program prints that imports `names` from mod.ts and can call `used()`: how many bytes of its heap are alive.
@@ -18,6 +20,9 @@ export async function runWithGc(names: string, program: string): Promise<string>
     const used = () => (gc(), Deno.memoryUsage().heapUsed);
     ${program}`;
   const args = ["eval", "--v8-flags=--expose-gc", source];
-  const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(20_000) });
-  return new TextDecoder().decode((await command.output()).stdout);
+  const command = new Deno.Command(Deno.execPath(), { args, signal: AbortSignal.timeout(HANGS) });
+  const { code, stdout, stderr } = await command.output();
+  const [out, err] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
+  if (code !== 0) throw new Error(`The program has ended with code ${code}. It printed:\n${out}\n${err}`);
+  return out;
 }
