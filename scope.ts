@@ -273,8 +273,7 @@ export class TaskGroup {
   #done(task: Task, error: unknown): void {
     this.#size--;
     const by = endedBy(task);
-    // (The first nearly always settles it.)
-    if (by && by !== this.#scope && (by === this.#scope._cancelledBy || this.#scope._isIn(by))) this.#struck = true;
+    if (by && by !== this.#scope && this.#scope._owns(task._value)) this.#struck = true;
     if (error !== undefined && this.#isOrphaned) task.loop._unwatch(task);
     else if (error !== undefined) {
       this.#errors.add(error);
