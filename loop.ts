@@ -1701,7 +1701,7 @@ export class CancelScope {
   /** @ignore Its own cancellation, once that has ended the block. */
   _caught: Cancelled | null = null;
   /** @ignore The tree: the scope it is in, its neighbours there, and what it holds. */
-  _parent: CancelScope | null;
+  _parent: CancelScope | null = null;
   /** @ignore */
   _before: Member | null = null;
   /** @ignore */
@@ -1714,7 +1714,6 @@ export class CancelScope {
   constructor(loop: Loop, task: Task<any> | null, parent: CancelScope | null, shield = false) {
     this.#loop = loop;
     this.#task = task;
-    this._parent = parent;
     this.#shield = shield;
     if (!parent) return;
     parent._add(this);
@@ -1869,7 +1868,7 @@ export class CancelScope {
   }
 
   /** @ignore Whether `outer` is this scope or one around it. */
-  _isIn(outer: CancelScope | null): boolean {
+  _isIn(outer: CancelScope): boolean {
     // deno-lint-ignore no-this-alias -- a walk up the tree starts here
     let scope: CancelScope | null = this;
     while (scope && scope !== outer) scope = scope._parent;
