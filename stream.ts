@@ -634,6 +634,25 @@ const ACCEPT_BACKOFF = 100;
 /** Long enough to finish what is under way, short enough for nobody to think that the program hangs. */
 const DRAIN_TIMEOUT = 1000;
 
+// Discussion: the platform's error classes are none of this file's business, so errors of `accept` are told apart by name.
+// What is in neither list is taken for a passing shortage, such as EMFILE: a server that goes on for no good reason says
+// so ten times a second, one that gives up for no good reason is down.
+
+/** The server was asked to end, or the program is wrong: trying again would not help. */
+const FATAL = new Set([
+  "Cancelled",
+  "ClosedError",
+  "BusyError",
+  "BadResource",
+  "TypeError",
+  "RangeError",
+  "ReferenceError",
+]);
+/** The client was gone before it was accepted, which concerns nobody. */
+const GONE = new Set(["ConnectionReset", "ConnectionAborted", "NotConnected"]);
+/** Shortages whose report must not need a file itself. */
+const NO_FILE_LEFT = new Set<unknown>(["EMFILE", "ENFILE"]);
+
 /**
  * What {@linkcode serve} needs of a listening socket, at an address of kind `A`. `Listener` has it. Errors of its `accept`
  * are told apart by their `name`: `ConnectionReset`, `ConnectionAborted` and `NotConnected` are a client that was gone
@@ -874,22 +893,3 @@ function withoutStack(error: unknown): void {
 function nameOf(addr: Addr): string | undefined {
   return "port" in addr ? `${addr.hostname}:${addr.port}` : undefined;
 }
-
-// Discussion: the platform's error classes are none of this file's business, so errors of `accept` are told apart by name.
-// What is in neither list is taken for a passing shortage, such as EMFILE: a server that goes on for no good reason says
-// so ten times a second, one that gives up for no good reason is down.
-
-/** The server was asked to end, or the program is wrong: trying again would not help. */
-const FATAL = new Set([
-  "Cancelled",
-  "ClosedError",
-  "BusyError",
-  "BadResource",
-  "TypeError",
-  "RangeError",
-  "ReferenceError",
-]);
-/** Shortages whose report must not need a file itself. */
-const NO_FILE_LEFT = new Set<unknown>(["EMFILE", "ENFILE"]);
-/** The client was gone before it was accepted, which concerns nobody. */
-const GONE = new Set(["ConnectionReset", "ConnectionAborted", "NotConnected"]);
