@@ -1658,6 +1658,9 @@ export interface CancelScopeOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** The reason of a scope that was cancelled by its deadline. */
+const DEADLINE = "the deadline has passed";
+
 /** What a scope holds: the tasks that were born in it, and the scopes inside. */
 type Member = Task<any> | CancelScope;
 
@@ -1914,15 +1917,6 @@ export class CancelScope {
     return own;
   }
 }
-
-function checkDeadline(time: number): void {
-  if (typeof time !== "number" || Number.isNaN(time)) {
-    throw new RangeError(`Cannot set the deadline to ${kind(time)}: it must be a number`);
-  }
-}
-
-/** The reason of a scope that was cancelled by its deadline. */
-const DEADLINE = "the deadline has passed";
 
 /**
  * Runs `body` in a scope of its own: `scope.cancel()`, a deadline, a signal, or a cancellation from outside end it at the op
@@ -2561,6 +2555,11 @@ export function checkDuration(what: string, ms: number): void {
   if (typeof ms !== "number" || !(ms >= 0)) {
     throw new RangeError(`Cannot ${what} for ${kind(ms)} ms: the time must be a number from 0 up`);
   }
+}
+
+function checkDeadline(time: number): void {
+  if (typeof time === "number" && !Number.isNaN(time)) return;
+  throw new RangeError(`Cannot set the deadline to ${kind(time)}: it must be a number`);
 }
 
 /** @ignore Throws `RangeError` if `n` is not a number of bytes, `least` at least. */
