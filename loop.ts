@@ -1344,11 +1344,11 @@ export class Task<T = any> implements PromiseLike<T> {
    * @throws {Error} If it is the task itself that would wait.
    */
   *wait(): Coroutine<void> {
-    yield* ask(this._untilEnded()); // asked for when the wait begins: the task may end before
+    yield* ask(this._waitOp()); // asked for when the wait begins: the task may end before
   }
 
   /** @ignore The op that waits for its end. */
-  _untilEnded(): Op {
+  _waitOp(): Op {
     if (this.done) return CHECKPOINT;
     if (this === running?.currentTask) throw waitsForItself(this);
     running?._noteWait(this.loop);
@@ -1560,7 +1560,7 @@ class Join<T> {
     const task = this.#task;
     if (task === null) return { value: undefined, done: true };
     if (!this.#waits) {
-      const op = task._untilEnded();
+      const op = task._waitOp();
       this.#waits = true;
       task._watchers++;
       return { value: op, done: false };
