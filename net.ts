@@ -733,7 +733,6 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
       if (result === null) this.#eof = true;
       else this.#readError = result;
       this.#ahead = null;
-      if (this.#to === this.#from) this.#forgetInput();
       // The system reports a reset once: the next write would seem to succeed.
       if (isReset(result)) this.#writeError ??= result;
     } else if (!this.closed) {
