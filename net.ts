@@ -18,8 +18,8 @@
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
  * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one. (Who reads
- * gets all that has arrived: a read that was filled is followed by a larger one at once. Only of a plain TCP socket that
- * `connect` has made may `startTls` take the connection, with no read under way; that one begins with
+ * gets all that has arrived: a read that was filled is followed by a larger one at once. Not so on a TCP socket that
+ * `connect` has made, as `startTls` can take its connection only with no read under way: there sizes start at
  * {@linkcode READ_MIN_PLAIN}.) A datagram socket holds one datagram each way, and a buffer of 64 KiB. All sockets together
  * keep 2 MiB of free write buffers.
  *
