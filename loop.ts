@@ -1084,15 +1084,6 @@ export class Loop {
   }
 }
 
-/**
- * A wait that a promise may end: that of `until`, or of an async start. (Its op does not tell it from others, as ops can be
- * yielded again.) The promise may live for ever, and this with it: so once the op is taken back it holds nothing, and what
- * becomes of the promise is ignored.
- */
-class PromiseWait {
-  constructor(public task: Task<any> | null, public controller: AbortController | null = null) {}
-}
-
 /** @ignore Calls a hook of the program's, which may be async: `failed` is told what it throws or rejects with. */
 export function callHook(hook: () => unknown, failed: (error: unknown) => void): void {
   try {
@@ -1181,6 +1172,15 @@ const KERNEL_OPS: ReadonlyMap<string, OpHandler> = new Map<string, OpHandler>([
     },
   }],
 ]);
+
+/**
+ * A wait that a promise may end: that of `until`, or of an async start. (Its op does not tell it from others, as ops can be
+ * yielded again.) The promise may live for ever, and this with it: so once the op is taken back it holds nothing, and what
+ * becomes of the promise is ignored.
+ */
+class PromiseWait {
+  constructor(public task: Task<any> | null, public controller: AbortController | null = null) {}
+}
 
 function endPromiseWait(wait: PromiseWait, value: unknown, threw: boolean): void {
   const { task } = wait;
