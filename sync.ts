@@ -739,8 +739,8 @@ class Heap<T> implements QueueItems<T> {
     if (heap.length <= 1) return heap.pop()?.item;
     let i = this.#placeOfLast();
     let entry = heap.pop()!;
-    for (; i > 0; i = above(i)) [entry, heap[i]] = [heap[i], entry];
-    [entry, heap[0]] = [heap[0], entry];
+    // From there to the top, each takes the place of the one above it; the top itself is left over.
+    for (; i >= 0; i = above(i)) [entry, heap[i]] = [heap[i], entry];
     return entry.item;
   }
 
