@@ -670,6 +670,14 @@ export class Loop {
     return selected;
   }
 
+  /** Something has become ready that the selector does not know of. */
+  #wakeup(): void {
+    if (!this.#asleep) return;
+    this.#asleep = false;
+    if (this.selector.wakeup) this.selector.wakeup();
+    else this.#rouse?.();
+  }
+
   /**
    * Whether the platform has to turn before tasks go on: after many steps, or after a few long ones. The clock, which costs
    * more than a step, is read soon after a turn of the platform, then less and less often.
@@ -701,14 +709,6 @@ export class Loop {
   get #stuck(): boolean {
     return this._parked === this.#live && this._timers.length === 0 && this.#signals.size === 0 &&
       !this.#fedFromOutside && !this.#fedByLoop;
-  }
-
-  /** Something has become ready that the selector does not know of. */
-  #wakeup(): void {
-    if (!this.#asleep) return;
-    this.#asleep = false;
-    if (this.selector.wakeup) this.selector.wakeup();
-    else this.#rouse?.();
   }
 
   /** Nothing came: throws if the grace is over, or if the clock stands still. (Selectors may return early.) */
