@@ -790,7 +790,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
     let acceptor: Task<void> | undefined;
     try {
-      if (!this.#listener.closed && !outside.cancelCalled) this.#listening();
+      if (!this.#listener.closed && !outside.cancelCalled) this.#tellListening();
       acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
       yield* untilAskedToEnd(acceptor);
     } finally {
@@ -801,19 +801,19 @@ class Server<S extends StreamSocket, A extends Addr> {
     }
   }
 
-  #listening(): void {
+  #tellListening(): void {
     const task = currentTask();
     const told: unknown = this.#options.onListen?.(this.#listener.addr);
     if (told instanceof Promise) told.catch((error) => this.#report(error, task));
   }
 
   *#drain(handlers: CancelScope): Coroutine<void> {
-    yield* moveOnAfter(this.#options.drainTimeout, this.#ended());
+    yield* moveOnAfter(this.#options.drainTimeout, this.#untilAllEnded());
     handlers.cancel("the server is shutting down");
-    yield* shield(this.#ended());
+    yield* shield(this.#untilAllEnded());
   }
 
-  *#ended(): Coroutine<void> {
+  *#untilAllEnded(): Coroutine<void> {
     for (const task of this.#connections.keys()) yield* task.wait();
   }
 
