@@ -575,6 +575,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   // The write side: the bytes of one write under way, and what was sent since. Buffers are the pool's.
   #leaving: Uint8Array<ArrayBuffer> | null = null;
   #leavingFrom = 0;
+  /** Stays when the write has ended: 0 says that nothing was ever sent. */
   #leavingTo = 0;
   #waiting: Uint8Array<ArrayBuffer> | null = null;
   #waitingLength = 0;
