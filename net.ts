@@ -975,7 +975,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
       return { alpnProtocol: null };
     }
     const { alpnProtocol } = yield* this.#until("shake hands on", () => this.#handshake ??= this.#conn.handshake!());
-    return { alpnProtocol: alpnProtocol ?? null };
+    return { alpnProtocol };
   }
 
   /**
