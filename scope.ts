@@ -144,7 +144,6 @@ export class TaskGroup {
   /** How many of its tasks have not ended. The others are forgotten: a group may live as long as a server. */
   #size = 0;
   #closed = false;
-  #abandoned = false;
   /** Whether a cancellation from outside has ended one of its tasks. */
   #struck = false;
   readonly #empty = new ParkingLot("the tasks of its group");
@@ -284,11 +283,11 @@ export class TaskGroup {
 
   /** Whether its block was ended by force, or its owner given up: then nobody throws the errors of its tasks. */
   get #isOrphaned(): boolean {
-    return this.#abandoned || this.#owner.done;
+    return this.#closed || this.#owner.done; // Asked as a task ends: one that was closed in good order has none left.
   }
 
   #abandon(): void {
-    this.#closed = this.#abandoned = true;
+    this.#closed = true;
     for (const error of this.#errors) this.#owner.loop._report(error, this.#owner);
   }
 
