@@ -685,13 +685,14 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     return length;
   }
 
+  /** What is returned, or thrown, when nothing that has arrived is left. */
   #nothing(): Uint8Array<ArrayBuffer> {
-    if (this.#eof || this.#readError !== null) this.#forgetInput();
+    if (!this._ready(EVENT_READ)) throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
+    this.#forgetInput();
     if (this.#readError !== null) throw this.#readError;
-    // And if a write has had the report, reads see only the end of a stream.
-    if (this.#eof && isReset(this.#writeError)) throw this.#writeError;
-    if (this.#eof) return new Uint8Array(0);
-    throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
+    // If a write has had the report of a reset, reads see only the end of a stream.
+    if (isReset(this.#writeError)) throw this.#writeError;
+    return new Uint8Array(0);
   }
 
   /** Somebody transferred what `recv` had returned, and with it what has arrived behind that. */
