@@ -350,7 +350,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /** Drops what was too long. If it is cancelled, the next read goes on with it. */
   *#skip(): Coroutine<void> {
-    while (this.#skipping && !this.#drop()) {
+    while (!this.#drop()) {
       if (!(yield* this.#fill())) return void this.#take(this.#length);
     }
   }
