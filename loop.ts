@@ -2056,7 +2056,6 @@ class Timers {
     const last = this.#heap.pop()!;
     if (last !== timer) {
       last.index = timer.index;
-      this.#heap[last.index] = last;
       this.#up(last);
       this.#down(last);
     }

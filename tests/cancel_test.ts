@@ -1571,6 +1571,25 @@ Deno.test("C10 an error of shielded cleanup is the outcome, too, and later clean
   assertEquals([log, errors.length], [["outer cleanup"], 1]);
 });
 
+Deno.test("C10 an error of cleanup that outlives main is blamed on the cancellation that began it", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    function* worker(): Coroutine {
+      try {
+        yield* sleep(1e6);
+      } finally {
+        yield* shield(sleep(20));
+        throw new Error("cleanup");
+      }
+    }
+    const task = loop.createTask(worker());
+    yield* checkpoint();
+    task.cancel("by hand");
+    yield* sleep(5); // The end of main cancels everything, with another reason.
+  }, { errors });
+  assertEquals(errors.map(({ error }) => ((error as Error).cause as Cancelled).reason), ["by hand"]);
+});
+
 Deno.test("C10 an error of a block that was cancelled but never thrown that gets no cause", async () => {
   const error = new Error("of the block itself");
   await simulate(function* () {
