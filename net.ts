@@ -17,11 +17,11 @@
  *
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
- * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one. (Who reads
- * gets all that has arrived: a read that was filled is followed by a larger one at once. Not so on a TCP socket that
- * `connect` has made, as `startTls` can take its connection only with no read under way: there sizes start at
- * {@linkcode READ_MIN_PLAIN}.) A datagram socket holds one datagram each way, and a buffer of 64 KiB. All sockets together
- * keep 2 MiB of free write buffers.
+ * start at {@linkcode READ_MIN} and follow the traffic, so one that fell silent after bulk pins a larger one. (So that a
+ * message is not cut in two by what a small read had room for, one that was filled is followed by a larger one at once; one
+ * into the rest of 64 KiB is not. Nor on a TCP socket that `connect` has made, as `startTls` can take its connection only
+ * with no read under way: there sizes start at {@linkcode READ_MIN_PLAIN}.) A datagram socket holds one datagram each way,
+ * and a buffer of 64 KiB. All sockets together keep 2 MiB of free write buffers.
  *
  * A read or accept cannot be taken back. So when a wait is cancelled it stays armed, and what it brings is kept for whoever
  * reads or accepts next. Nothing is lost. It does not keep the program from ending (except an accept of TLS: Deno

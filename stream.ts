@@ -308,22 +308,22 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /** What every read begins with. With nothing at hand the read goes on to `#fill`, which is an op itself. */
   *#begin(): Coroutine<void> {
-    if (this.#to > this.#buffer.length) this.#lost();
+    this.#checkKept();
     if (this.#skipping) yield* this.#skip();
     if (this.#length === 0) return;
     yield* checkpoint();
     this.#check("read from");
+    this.#checkKept();
   }
 
   /** Waits for bytes from the socket; false at end of stream. */
   *#fill(max: number = READ_MAX): Coroutine<boolean> {
-    if (this.#eof) {
-      yield* checkpoint();
-    } else {
-      const bytes = yield* runningLoop().sockRecv(this.sock, max);
-      if (bytes.length === 0) this.#eof = true;
-      else this.#append(bytes);
-    }
+    let bytes = EMPTY;
+    if (this.#eof) yield* checkpoint();
+    else bytes = (yield* runningLoop().sockRecv(this.sock, max)) as typeof bytes; // No socket reads into shared memory.
+    if (bytes.length === 0) this.#eof = true;
+    this.#checkKept(bytes);
+    if (!this.#eof) this.#append(bytes);
     this.#check("read from");
     return !this.#eof;
   }
@@ -378,9 +378,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     return bytes;
   }
 
-  #append(bytes: Uint8Array): void {
+  #append(bytes: Uint8Array<ArrayBuffer>): void {
     if (this.#length === 0) {
-      this.#buffer = bytes as Uint8Array<ArrayBuffer>; // No socket reads into shared memory.
+      this.#buffer = bytes;
       this.#to = bytes.length;
       return;
     }
@@ -398,10 +398,15 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     this.#buffer = larger;
   }
 
-  /** Somebody transferred what a read had returned, and with it what is behind that in the same buffer. */
-  #lost(): never {
+  /**
+   * Throws if somebody transferred what a read had returned, and with it what is behind that in the same buffer. What has
+   * come since is kept in its place.
+   */
+  #checkKept(since = EMPTY): void {
+    if (this.#to <= this.#buffer.length) return;
     const length = this.#length;
     this.#forget();
+    this.#append(since);
     throw new TypeError(
       `Cannot read from ${this}: its last ${length} bytes are lost, for what it returned before was transferred; slice() it first`,
     );

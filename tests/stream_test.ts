@@ -739,6 +739,31 @@ Deno.test("ST3 what was transferred with what a read returned is missed once, an
   });
 });
 
+Deno.test("ST3 what is transferred while a read waits is missed once, and what comes then is kept", async () => {
+  const reads: ((stream: Stream) => Coroutine<unknown>)[] = [
+    (stream) => stream.readLine(),
+    (stream) => stream.readUntil("!"),
+    (stream) => stream.readExactly(100),
+    (stream) => stream.readAll(),
+  ];
+  for (const read of reads) {
+    for (const ends of [false, true]) {
+      await run(function* () {
+        const sock = new PieceSocket("headbody");
+        const stream = new Stream(sock);
+        const head = yield* stream.readExactly(4);
+        const reading = runningLoop().createTask(thrownBy(read(stream)));
+        yield* sleep(1);
+        structuredClone(head, { transfer: [head.buffer] });
+        if (ends) sock.end();
+        else sock.feed("more");
+        assertStringIncludes((yield* reading.join()).message, "its last 4 bytes are lost");
+        assertEquals(text(yield* stream.read()), ends ? "" : "more");
+      });
+    }
+  }
+});
+
 Deno.test("ST5 what the web stream gives out may be transferred, and is 64 KiB at most", async () => {
   await run(function* () {
     const stream = new Stream(new PieceSocket(...Array(4).fill("x".repeat(25_000))));
