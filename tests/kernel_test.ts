@@ -1178,11 +1178,13 @@ Deno.test("K8 what an op of a task failed with is not the task's error", async (
 });
 
 Deno.test("K8 an error in the first turn reaches who waits for the task beside the run", async () => {
-  const { loop, errors } = simulation();
-  const error = new Error("at once");
-  const task = loop.createTask(fails(error));
-  const [, outcome] = await Promise.allSettled([loop.run(checkpoint()), task]);
-  assertEquals([outcome, errors], [{ status: "rejected", reason: error }, []]);
+  for (const run of [(loop: Loop) => loop.run(checkpoint()), (loop: Loop) => loop.runForever()]) {
+    const { loop, errors } = simulation();
+    const error = new Error("at once");
+    const task = loop.createTask(fails(error));
+    const [, outcome] = await Promise.allSettled([run(loop), task]);
+    assertEquals([outcome, errors], [{ status: "rejected", reason: error }, []]);
+  }
 });
 
 Deno.test("K8 an error whose joiner leaves in the last report of a run is reported before that settles", async () => {
@@ -1220,6 +1222,13 @@ Deno.test("K8 K7 after a report no task is running, and a task made outside wake
   }
   await loop.run(main());
   assertEquals([seen, errors.length], [[null], 1]);
+});
+
+Deno.test("K8 no task is running after the report of an error that ended the run", async () => {
+  const { loop, errors } = simulation();
+  loop.createTask(fails("unheard of"));
+  await loop.runForever();
+  assertEquals([errors.length, loop.currentTask], [1, null]);
 });
 
 Deno.test("K8 onError sees the task locals of the task that has failed", async () => {
@@ -2509,6 +2518,30 @@ Deno.test("K17 a start that is async fails its op when it rejects; what rejects 
   assertEquals(errors.map(({ error }) => (error as Error).message), ["late", "cancel"]);
 });
 
+Deno.test("K17 what an async start rejects with after it has woken its task does not end the task's next wait", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const late = Promise.withResolvers<void>();
+    loop.addOp("wake_and_fail", {
+      start(task) {
+        loop.wake(task);
+        return late.promise as never; // as an async function does
+      },
+      cancel() {},
+    });
+    const lot = new ParkingLot<string>();
+    loop.createTask((function* (): Coroutine {
+      yield* checkpoint();
+      late.reject(new Error("late"));
+      yield* until(platformTurn());
+      lot.unpark("by its neighbour");
+    })());
+    yield ["wake_and_fail"];
+    assertEquals(yield* park(lot), "by its neighbour");
+  }, { errors });
+  assertEquals(errors.map(({ error }) => (error as Error).message), ["late"]);
+});
+
 Deno.test("K17 what an async start rejects with after its cancel is ignored, also by the next wait for the same op", async () => {
   await simulate(function* ({ loop }) {
     const started: PromiseWithResolvers<void>[] = [];
@@ -2977,6 +3010,21 @@ Deno.test("K11 a selector that returns early does not cut the grace short", asyn
     return "woken";
   })());
   assertEquals(await woken, "woken");
+});
+
+Deno.test("K11 no selector is asked to wait for less than nothing, though the clock moves on between two looks", async () => {
+  for (const early of [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) {
+    let now = 0;
+    const asked: number[] = [];
+    const { loop, world } = simulation({ clock: { now: () => now += 0.25 } });
+    world.select = (timeout = 0) => {
+      asked.push(timeout);
+      now += Math.max(0, timeout - early);
+      return Promise.resolve([]);
+    };
+    await assertRejects(() => loop.run(park(new ParkingLot())), DeadlockError);
+    assert(asked.length > 0 && asked.every((timeout) => timeout >= 0), `${early} ms early: asked for ${asked}`);
+  }
 });
 
 Deno.test("C6 until(task) that is cancelled by a callback of that very task has taken its wait back, and nothing else", async () => {

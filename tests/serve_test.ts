@@ -753,8 +753,9 @@ Deno.test("N12 maxConnections and drainTimeout out of range are refused where th
   }
 });
 
-Deno.test("N10 a mistake of the program in accept ends the server", async () => {
-  for (const mistake of [new TypeError("mine"), new RangeError("mine"), new ReferenceError("mine")]) {
+Deno.test("N10 a mistake of the program in accept, or a listener gone from below it, ends the server", async () => {
+  const kinds = [TypeError, RangeError, ReferenceError, Deno.errors.BadResource];
+  for (const mistake of kinds.map((Kind) => new Kind("mine"))) {
     const listener = new FakeListener();
     listener.push(mistake);
     const error = await simulate(() => thrownBy(serve(listener, forever)));

@@ -274,6 +274,18 @@ Deno.test("ST3 readUntil is not led astray by a false start of the delimiter", a
   }
 });
 
+Deno.test("ST3 readUntil finds a delimiter that begins within a false start, and that within another", async () => {
+  // Where "aabaaa" does not go on as wanted, its last "aa" may still be a beginning. To know that, the delimiter is looked
+  // for in itself, and "aab" turns out to be a false start there.
+  for (const pieces of [["aabaaabaaaa-x"], [..."aabaaabaaaa-x"]]) {
+    await run(function* () {
+      const stream = ended(pieces);
+      assertEquals(text(yield* stream.readUntil("aabaaaa")), "aabaaabaaaa");
+      assertEquals(text(yield* stream.readAll()), "-x");
+    });
+  }
+});
+
 Deno.test("ST3 ST4 readUntil finds delimiters that repeat themselves, however the bytes are cut", async () => {
   const next = random(3);
   await run(function* () {
