@@ -1315,6 +1315,22 @@ Deno.test("C9 many scopes with one signal are one listener to it, and its abort 
   }
 });
 
+Deno.test("C9 a block that ends after its cancel does not take the signal from one that has begun meanwhile", async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  await simulate(function* ({ loop }) {
+    const other = yield* cancelScope(function* (scope): Coroutine<Task> {
+      scope.cancel(); // Nobody listens any more.
+      const other = loop.createTask(cancelScope(() => sleep(1000), { signal }));
+      yield* shield(checkpoint());
+      return other;
+    }, { signal });
+    controller.abort();
+    yield* other!.join();
+    assertEquals(loop.time(), 0);
+  });
+});
+
 Deno.test("C9 a scope with a signal is cancelled when that aborts, with its reason, and listens no longer than it lasts", async () => {
   const { loop, world } = simulation();
   const controller = new AbortController();
@@ -1577,7 +1593,7 @@ Deno.test("C10 an error of cleanup that outlives main is blamed on the cancellat
     function* worker(): Coroutine {
       try {
         yield* sleep(1e6);
-      } finally {
+      } catch {
         yield* shield(sleep(20));
         throw new Error("cleanup");
       }
@@ -1588,6 +1604,39 @@ Deno.test("C10 an error of cleanup that outlives main is blamed on the cancellat
     yield* sleep(5); // The end of main cancels everything, with another reason.
   }, { errors });
   assertEquals(errors.map(({ error }) => ((error as Error).cause as Cancelled).reason), ["by hand"]);
+});
+
+Deno.test("C10 a timeout in the cleanup of a block does not hide what cancelled the block", async () => {
+  const error = new Error("cleanup");
+  await simulate(function* () {
+    function* body(scope: CancelScope): Coroutine {
+      scope.cancel("by hand");
+      try {
+        yield* sleep(1e6);
+      } catch {
+        yield* shield(sleep(1e6), { timeout: 1 });
+        throw error;
+      }
+    }
+    assertStrictEquals(yield* thrownBy(() => cancelScope(body)), error);
+  });
+  assertEquals((error.cause as Cancelled).reason, "by hand");
+});
+
+Deno.test("C10 a cancellation that comes while a block cleans up after its own is not blamed on that", async () => {
+  await simulate(function* ({ loop }) {
+    const task: Task = loop.createTask(cancelScope(function* (scope): Coroutine {
+      scope.cancel("inner");
+      try {
+        yield* sleep(1e6);
+      } finally {
+        task.cancel("outer");
+        yield* sleep(1e6);
+      }
+    }));
+    const { cause } = yield* thrownBy(() => task.join());
+    assertEquals([cause.reason, cause.cause], ["outer", undefined]);
+  });
 });
 
 Deno.test("C10 an error of a block that was cancelled but never thrown that gets no cause", async () => {

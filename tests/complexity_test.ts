@@ -6,6 +6,8 @@ import { assert, assertEquals } from "@std/assert";
 import {
   type Addr,
   call,
+  type CancelScope,
+  cancelScope,
   checkpoint,
   type Connection,
   type Coroutine,
@@ -309,6 +311,29 @@ Deno.test("C3 to cancel one task of n takes back one wait, in as many turns", as
         assert(sim.world.counts.poll - before <= 3, `${n} tasks: ${sim.world.counts.poll - before} turns`);
       })()
     );
+  }
+});
+
+/** Blocks in blocks, `n` deep, the deadlines of which pass while the innermost takes a step. */
+function* passing(sim: Simulation, n: number, innermost: (scope: CancelScope) => void): Coroutine {
+  yield* cancelScope((scope) => {
+    if (n > 1) return passing(sim, n - 1, innermost);
+    innermost(scope);
+    sim.world.hold(1);
+    return checkpoint();
+  }, { deadline: 1 });
+}
+
+Deno.test("C3 deadlines that pass at once settle what cancels the innermost block at once, however many they are", async () => {
+  for (const n of [10, 100]) {
+    let settled = 0;
+    await count((sim) =>
+      passing(sim, n, (scope) => {
+        let by = scope._cancelledBy;
+        Object.defineProperty(scope, "_cancelledBy", { get: () => by, set: (value) => void (settled++, by = value) });
+      })
+    );
+    assert(settled > 0 && settled <= 2, `${n} deadlines: settled ${settled} times`);
   }
 });
 
