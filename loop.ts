@@ -1185,7 +1185,6 @@ class PromiseWait {
 function endPromiseWait(wait: PromiseWait, value: unknown, threw: boolean): void {
   const { task } = wait;
   if (task?._pending !== wait) return; // The result is late.
-  wait.task = wait.controller = null;
   if (threw) task.loop._fail(task, value);
   else task.loop._wake(task, value);
 }
