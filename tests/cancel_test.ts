@@ -366,6 +366,30 @@ Deno.test("C2 timeouts in a shield do not hide a task that swallows its cancella
   assertEquals(rounds, 1001);
 });
 
+Deno.test("C2 nor do they if the cancelled block is another task's, and has ended before", async () => {
+  const errors: Simulation["errors"] = [];
+  let rounds = 0;
+  await simulate(function* ({ loop }) {
+    function* stubborn(): Coroutine {
+      while (rounds++ < 3000) {
+        try {
+          yield* sleep(1);
+        } catch { /* and on we go */ }
+        yield* shield(sleep(100), { timeout: 1 });
+      }
+    }
+    const task = yield* cancelScope(function* (scope): Coroutine<{ left: Task }> {
+      const left = loop.createTask(stubborn(), { scope });
+      yield* checkpoint();
+      scope.cancel();
+      return { left };
+    });
+    yield* task!.left.wait();
+  }, { errors });
+  assertEquals(errors.length, 1);
+  assertEquals(rounds, 1001);
+});
+
 /** Never stops, whatever it is thrown. */
 function* stubborn(attempt: () => Coroutine<unknown>): Coroutine {
   for (;;) {
@@ -376,6 +400,24 @@ function* stubborn(attempt: () => Coroutine<unknown>): Coroutine {
     }
   }
 }
+
+Deno.test("C2 a task that was given up leaves all its blocks, though the cleanup of each waits", async () => {
+  const errors: Simulation["errors"] = [];
+  let left = 0;
+  function* nested(depth: number): Coroutine {
+    try {
+      yield* depth === 0 ? stubborn(checkpoint) : nested(depth - 1);
+    } finally {
+      try {
+        yield* checkpoint();
+      } finally {
+        left++;
+      }
+    }
+  }
+  await simulate(() => ends(nested(10)), { errors });
+  assertEquals([errors.length, left], [1, 11]);
+});
 
 Deno.test("C2 C7 S1 what a task that was given up had half taken is let go of", async () => {
   const lock = new Lock();
@@ -598,6 +640,35 @@ Deno.test("C3 cancel of an ended task changes nothing", async () => {
     assertEquals(yield* task.join(), 7);
     task.cancel();
     assertEquals([task.cancelled, yield* task.join()], [false, 7]);
+  });
+});
+
+Deno.test("C3 a task that was cancelled twice leaves nothing in the scope that it was born in", async () => {
+  await simulate(function* ({ loop }) {
+    yield* cancelScope(function* (scope) {
+      const task = loop.createTask(sleep(1000), { scope });
+      yield* checkpoint();
+      task.cancel("first");
+      task.cancel("second");
+      yield* task.wait();
+      assertEquals([task.cancelled, scope._first], [true, null]);
+    });
+  });
+});
+
+Deno.test("C3 to cancel a task that has ended leaves those that were born beside it in reach", async () => {
+  await simulate(function* ({ loop }) {
+    yield* cancelScope(function* (scope) {
+      const tasks = [sleep(1000), sleep(0), sleep(1000)].map((coro) => loop.createTask(coro, { scope }));
+      yield* tasks[1].wait();
+      tasks[1].cancel();
+      assertEquals([...loop.tasks].length, 3); // main and the two that sleep
+      scope.cancel();
+      yield* shield(tasks[0].wait());
+      yield* shield(tasks[2].wait());
+      assertEquals(tasks.map((task) => task.cancelled), [true, false, true]);
+    });
+    assertEquals(loop.time(), 0);
   });
 });
 
@@ -1093,6 +1164,29 @@ Deno.test("C8 a scope between two shields is hidden from the outside, not from t
   });
 });
 
+Deno.test("C8 a shield that is raised when the wait has been taken back comes too late for that wait", async () => {
+  await simulate(function* ({ loop }) {
+    const scopes: CancelScope[] = [];
+    const error = new Error("not thrown");
+    let thrown: unknown = error;
+    const task = loop.createTask(cancelScope((outer) =>
+      cancelScope(function* (inner) {
+        scopes.push(outer, inner);
+        thrown = yield* thrownBy(sleep(1000));
+        yield* checkpoint(); // in the shield
+        throw thrown;
+      })
+    ));
+    yield* checkpoint();
+    scopes[0].cancel("why");
+    scopes[1].shield = true;
+    yield* task.join();
+    assertInstanceOf(thrown, Cancelled);
+    assertEquals([thrown.reason, loop.time()], ["why", 0]);
+    assertEquals(scopes.map((scope) => scope.cancelledCaught), [true, false]);
+  });
+});
+
 Deno.test("C8 lifting a shield delivers at once, raising one hides at once", async () => {
   await simulate(function* ({ loop, world }) {
     let scope: CancelScope | undefined;
@@ -1220,6 +1314,23 @@ Deno.test("C9 the Cancelled of an outer scope passes through, also one that came
       log.push("not reached");
     });
     assertEquals(log, ["the inner one has caught its own"]);
+  });
+});
+
+Deno.test("C9 a block and one around it are cancelled before the task steps: it is thrown the outer's", async () => {
+  await simulate(function* ({ loop }) {
+    const scopes: CancelScope[] = [];
+    const task = loop.createTask(cancelScope((outer) =>
+      cancelScope((inner) => {
+        scopes.push(outer, inner);
+        return sleep(1000);
+      })
+    ));
+    yield* checkpoint();
+    scopes[1].cancel("inner");
+    scopes[0].cancel("outer");
+    yield* task.join();
+    assertEquals(scopes.map((scope) => scope._caught?.reason), ["outer", undefined]);
   });
 });
 
@@ -1409,6 +1520,56 @@ Deno.test("C9 a scope that ends restores the task's, and refuses tasks from then
   });
 });
 
+Deno.test("C9 a deadline that is set when the block has ended leaves no timer", async () => {
+  await simulate(function* ({ loop }) {
+    let scope!: CancelScope;
+    yield* cancelScope(function* (own) {
+      scope = own;
+      yield* checkpoint();
+    });
+    scope.deadline = 1000;
+    assertEquals([scope.deadline, loop._timers.length], [1000, 0]);
+  });
+});
+
+Deno.test("C9 a task whose cleanup cancels what is around it has ended by its own cancellation all the same", async () => {
+  await simulate(function* () {
+    yield* cancelScope(function* (scope) {
+      const task = currentTask().loop.createTask(
+        (function* () {
+          try {
+            yield* sleep(1000);
+          } finally {
+            scope.cancel("from within");
+          }
+        })(),
+        { scope },
+      );
+      yield* checkpoint();
+      task.cancel("first");
+      yield* shield(task.wait());
+      assertEquals([task.cancelled, task.error, scope.cancelCalled], [true, undefined, true]);
+    });
+  });
+});
+
+Deno.test("C9 blocks that a task has outlived go with it, each that is empty by then", async () => {
+  await simulate(function* ({ loop }) {
+    yield* cancelScope(function* (outermost) {
+      const tasks: Task[] = [];
+      yield* cancelScope(() =>
+        cancelScope(function* (scope) {
+          tasks.push(loop.createTask(sleep(1), { scope }));
+          yield* checkpoint();
+        })
+      );
+      assert(outermost._first !== null);
+      yield* tasks[0].wait();
+      assertStrictEquals(outermost._first, null);
+    });
+  });
+});
+
 Deno.test("C9 a deadline that is none is refused where it was written, and leaves nothing behind", async () => {
   await simulate(function* ({ loop }) {
     function* body(): Coroutine {}
@@ -1453,7 +1614,8 @@ Deno.test("C10 an error keeps the cause it has; what is no error, or frozen, sta
     }
   }
   const frozen = Object.freeze(new Error("frozen"));
-  for (const thrown of [new Error("x", { cause }), frozen, new NoCause(), "a string", 0]) {
+  const ofNull = new Error("of null", { cause: null });
+  for (const thrown of [new Error("x", { cause }), ofNull, frozen, new NoCause(), "a string", 0]) {
     const errors: Simulation["errors"] = [];
     await simulate(function* () {
       const task = yield* cancelledTask((function* (): Coroutine {
@@ -1468,6 +1630,43 @@ Deno.test("C10 an error keeps the cause it has; what is no error, or frozen, sta
     assertEquals(errors.length, 1);
     if (thrown instanceof Error && thrown.message === "x") assertStrictEquals(thrown.cause, cause);
   }
+  assertStrictEquals(ofNull.cause, null);
+});
+
+Deno.test("C10 an error, or the Cancelled, that a cancelled task returns is a value like any other", async () => {
+  await simulate(function* () {
+    const error = new Error("a value");
+    const failed = yield* cancelledTask((function* () {
+      yield* thrownBy(sleep(1e6));
+      return error;
+    })());
+    assertStrictEquals(failed.result(), error);
+    assertEquals(error.cause, undefined);
+    const cancelled = yield* cancelledTask(thrownBy(sleep(1e6)));
+    assertInstanceOf(cancelled.result(), Cancelled);
+    assertEquals([failed.cancelled, cancelled.cancelled], [false, false]);
+  });
+});
+
+Deno.test("C10 of two cancellations that a task was thrown the later is the cause", async () => {
+  await simulate(function* ({ loop }) {
+    const error = new Error("in the end");
+    yield* cancelScope(function* (scope) {
+      const task = loop.createTask(
+        (function* () {
+          yield* thrownBy(sleep(1000));
+          scope.cancel("second");
+          yield* thrownBy(sleep(1000));
+          throw error;
+        })(),
+        { scope },
+      );
+      yield* checkpoint();
+      task.cancel("first");
+      assertStrictEquals(yield* thrownBy(shield(task.join())), error);
+    });
+    assertEquals((error.cause as Cancelled).reason, "second");
+  });
 });
 
 Deno.test("C10 an error that no cancellation led to gets no cause", async () => {

@@ -144,6 +144,13 @@ Deno.test("K2 an op that gives nothing gives nothing, whatever the one before ha
   });
 });
 
+Deno.test("K2 a task is called what it was named, though that is empty", async () => {
+  await simulate(function* ({ loop }) {
+    const tasks = ["", "worker", undefined].map((name) => loop.createTask(checkpoint(), { name }));
+    assertEquals(tasks.map((task) => task.name), ["", "worker", "Task-4"]);
+  });
+});
+
 Deno.test("K2 ready is a deque: what is taken comes in order, and from an empty one nothing comes", () => {
   const { loop } = simulation();
   const tasks = [loop.createTask(sleep(1)), loop.createTask(sleep(2))];
@@ -1165,6 +1172,16 @@ Deno.test("K8 a callback that throws is reported, and the others are called", as
   assertEquals(errors.map((e) => [e.error, e.task]), [[error, called[0]]]);
 });
 
+Deno.test("K8 a task may throw null: that is its error, and reported", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(fails(null));
+    yield* task.wait();
+    assertStrictEquals(task.error, null);
+  }, { errors });
+  assertEquals(errors.map((e) => e.error), [null]);
+});
+
 Deno.test("K8 what an op of a task failed with is not the task's error", async () => {
   await simulate(function* ({ loop }) {
     loop.addOp("fail", { start: (task) => loop.fail(task, new Error("of the op")), cancel() {} });
@@ -1229,6 +1246,18 @@ Deno.test("K8 no task is running after the report of an error that ended the run
   loop.createTask(fails("unheard of"));
   await loop.runForever();
   assertEquals([errors.length, loop.currentTask], [1, null]);
+});
+
+Deno.test("K8 K10 what main threw may be anything, also if what is left behind it is stuck", async () => {
+  const { loop } = simulation();
+  const mined = {
+    get reason(): never {
+      throw new Error("Do not look");
+    },
+  };
+  loop.createTask(shielded(park(new ParkingLot())));
+  const error = await assertRejects(() => loop.run(fails(mined)), DeadlockError);
+  assertStrictEquals(error.cause, mined);
 });
 
 Deno.test("K8 onError sees the task locals of the task that has failed", async () => {
@@ -1648,12 +1677,14 @@ Deno.test("K11 a DeadlockError has the ops, though run has ended the tasks by th
 
 Deno.test("K11 a DeadlockError of many tasks names the first of them, and counts the rest", async () => {
   const { loop } = simulation();
-  const error = await assertRejects(
-    () => loop.run(all(Array.from({ length: 30 }, () => park(new ParkingLot())))),
-    DeadlockError,
-  );
-  assertEquals([error.tasks.length, error.ops.length], [31, 31]);
-  assertEquals([error.message.match(/waits for/g)!.length, error.message.slice(-12)], [20, " and 11 more"]);
+  for (const [children, end] of [[19, "ParkingLot)"], [20, ", and 1 more"], [30, ", and 11 more"]] as const) {
+    const error = await assertRejects(
+      () => loop.run(all(Array.from({ length: children }, () => park(new ParkingLot())))),
+      DeadlockError,
+    );
+    assertEquals([error.tasks.length, error.ops.length], [children + 1, children + 1]);
+    assertEquals([error.message.match(/waits for/g)!.length, error.message.slice(-end.length)], [20, end]);
+  }
 });
 
 for (const kind of ["with", "without"]) {
@@ -1736,14 +1767,30 @@ Deno.test("K11 a DeadlockError says in words what each op waits for, whatever it
   const { loop } = simulation();
   const lot = new ParkingLot("a letter");
   function* odd(): Coroutine {
-    yield ["park", lot, 5, null, undefined, "text", {}, Math.max, () => {}];
+    yield [
+      "park",
+      lot,
+      5,
+      null,
+      undefined,
+      "text",
+      {},
+      { id: 0 },
+      { id: "x" },
+      Object.create(null),
+      Math.max,
+      () => {},
+    ];
   }
   const reader = loop.createTask(park(lot));
   loop.createTask(until(reader));
   const error = await assertRejects(() => loop.run(odd()), DeadlockError);
   assertStringIncludes(error.message, "task 1 (waits for park a letter)");
   assertStringIncludes(error.message, "task 2 (waits for until Task 1)");
-  assertStringIncludes(error.message, "(waits for park a letter 5 null undefined text Object max function)");
+  assertStringIncludes(
+    error.message,
+    "(waits for park a letter 5 null undefined text Object Object 0 Object Object max function)",
+  );
 });
 
 Deno.test("K11 K12 a stop() from outside is no deadlock, though nothing could have woken the tasks", async () => {
@@ -2762,6 +2809,14 @@ Deno.test("K16 N15 a promise that is refused before the task that is to wait for
       assertInstanceOf(yield* thrownBy(() => all([wait])), Error);
     }
   })());
+});
+
+Deno.test("K16 N15 a promise that is refused before the loop of its task runs is that task's error alone", async () => {
+  const { loop } = simulation();
+  const error = new Error("expected");
+  const task = loop.createTask(until(Promise.reject(error)));
+  await platformTurn();
+  assertStrictEquals(await loop.run(thrownBy(task.join())), error);
 });
 
 Deno.test("K16 N15 a promise of another realm that is refused with nobody to wait for it is nobody's end either", async () => {

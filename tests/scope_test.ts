@@ -193,6 +193,23 @@ for (const innerFirst of [false, true]) {
   });
 }
 
+Deno.test("T2 both passed at once: what an until tells its promise is the outer's, and passes the inner by", async () => {
+  await simulate(function* ({ loop, world }) {
+    const scopes: CancelScope[] = [];
+    const task = loop.createTask(cancelScope((outer) =>
+      cancelScope(function* (inner) {
+        scopes.push(outer, inner);
+        let told!: AbortSignal;
+        yield* thrownBy(until((signal) => new Promise(() => told = signal)));
+        throw told.reason;
+      }, { timeout: 10 }), { timeout: 20 }));
+    yield* checkpoint();
+    world.hold(30);
+    yield* task.join();
+    assertEquals(scopes.map((scope) => scope.cancelledCaught), [true, false]);
+  });
+});
+
 Deno.test("T2 deadlines of many nested blocks, each nearer than the one around it", async () => {
   await simulate(function* ({ loop }) {
     const ended: number[] = [];
