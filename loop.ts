@@ -2393,10 +2393,9 @@ function blame(error: unknown, cause: unknown): void {
   if (!cause || cause === error || isCancelled(error)) return;
   if (isCancelled(cause) && cause.reason === error) return;
   try {
-    // Does nothing to an error that is frozen.
-    if (error instanceof Error && error.cause === undefined) Reflect.set(error, "cause", cause);
+    if (error instanceof Error && error.cause === undefined) error.cause = cause;
   } catch {
-    // It throws when it is looked at.
+    // It is frozen, or throws when it is looked at.
   }
 }
 
