@@ -355,8 +355,8 @@ export class DefaultSelector implements Selector {
     if (this.#due >= this.#timerDue && this.#timerDue > now) return;
     clearTimeout(this.#timer);
     this.#timerDue = this.#due;
-    // A longer delay would silently become the shortest; a negative one (after a slow start) would print a warning.
-    const delay = Math.min(Math.max(Math.ceil(this.#due - now), 0), 2 ** 31 - 1);
+    // A longer delay would silently become the shortest.
+    const delay = Math.min(Math.ceil(this.#due - now), 2 ** 31 - 1);
     this.#timer = setTimeout(this.#onTimer, delay);
   }
 
