@@ -431,9 +431,6 @@ export class DefaultSelector implements Selector {
   }
 }
 
-// As they are when this module is loaded: all loops wait for the same turns, and a test's fake might never call back.
-const { setImmediate, clearImmediate } = globalThis;
-
 /** When Deno was last made to ask the system, and the turns under way for that. */
 let systemAskedAt = 0;
 let asking: Promise<void> | null = null;
@@ -450,10 +447,17 @@ function isRecent(time: number, now: number): boolean {
   return time <= now && now - time < SYSTEM_INTERVAL; // (A fake of the platform's clock may have been ahead.)
 }
 
+/**
+ * The one there is when it is first needed: all loops wait for the same turns, and a test's fake might never call back.
+ * (Not when this module is loaded: Deno then loads much that it has for Node, and every start would wait for that.)
+ */
+let inNextTurn: typeof setImmediate | undefined;
+
 function platformTurns(turns: number): Promise<void> {
+  const schedule = inNextTurn ??= setImmediate;
   return new Promise((resolve) => {
-    const next = () => --turns > 0 ? void setImmediate(next) : resolve();
-    setImmediate(next);
+    const next = () => --turns > 0 ? void schedule(next) : resolve();
+    schedule(next);
   });
 }
 
@@ -1084,7 +1088,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     if (this.#ended) return; // What was under way ends by this, and comes here again.
     this.#ended = true;
     clearTimeout(this.#lingerTimer);
-    clearImmediate(this.#lingerPause);
+    if (this.#lingerPause) clearImmediate(this.#lingerPause);
     this.#eof = true; // So a read under way starts no other when it ends.
     closeQuietly(this.#conn);
   }

@@ -51,6 +51,31 @@ Deno.test("mod.ts exports these names", () => {
   assertEquals(Object.keys(mod).sort(), words(VALUES));
 });
 
+/** A server on this package, as far as "listening", and which lazy globals it has asked Deno for by then. */
+const STARTS = `
+  const touched = [];
+  for (const [name, { get }] of Object.entries(Object.getOwnPropertyDescriptors(globalThis))) {
+    if (!["Buffer", "clearImmediate", "global", "process", "setImmediate"].includes(name)) continue;
+    Object.defineProperty(globalThis, name, { get: () => (touched.push(name), get.call(globalThis)) });
+  }
+  const { checkpoint, listen, Loop } = await import(Deno.args[0]);
+  const loop = new Loop();
+  await loop.run((function* () {
+    using listener = listen({ hostname: "127.0.0.1", port: 0 });
+    console.log("listening", touched);
+    yield* checkpoint();
+  })());`;
+
+Deno.test(
+  "a server starts without what Deno has for Node, which takes it long to load",
+  needs({ run: true }),
+  async () => {
+    const args = ["eval", STARTS, new URL("mod.ts", ROOT).href];
+    const { stdout } = await new Deno.Command(Deno.execPath(), { args, env: { NO_COLOR: "1" } }).output();
+    assertEquals(new TextDecoder().decode(stdout), "listening []\n");
+  },
+);
+
 Deno.test("mod.ts exports these types", needs({ read: true, run: true }), async () => {
   const { stdout } = await new Deno.Command(Deno.execPath(), { args: ["doc", "--json", "mod.ts"], cwd: ROOT }).output();
   const doc = JSON.parse(new TextDecoder().decode(stdout));

@@ -2112,17 +2112,16 @@ Deno.test(
   async () => {
     const { setImmediate } = globalThis;
     const world = defaultWorld();
+    const counted: typeof import("../net.ts") = await import("../net.ts?counted" as "../net.ts");
+    setDefaultWorld(world);
+    const selectors = Array.from({ length: 50 }, () => new counted.DefaultSelector());
     let turns = 0;
     globalThis.setImmediate = ((next: () => void) => (turns++, setImmediate(next))) as typeof setImmediate;
-    let counted: typeof import("../net.ts");
     try {
-      counted = await import("../net.ts?counted" as "../net.ts");
+      await Promise.all(selectors.map((selector) => selector.select(0)));
     } finally {
       globalThis.setImmediate = setImmediate;
-      setDefaultWorld(world);
     }
-    const selectors = Array.from({ length: 50 }, () => new counted.DefaultSelector());
-    await Promise.all(selectors.map((selector) => selector.select(0)));
     assert(turns >= 61 && turns < 100, `${turns}`);
     turns = 0;
     await Promise.all(selectors.map((selector) => selector.select(0)));
