@@ -1088,7 +1088,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     if (this.#ended) return; // What was under way ends by this, and comes here again.
     this.#ended = true;
     clearTimeout(this.#lingerTimer);
-    if (this.#lingerPause) clearImmediate(this.#lingerPause);
+    if (this.#lingerPause) clearImmediate(this.#lingerPause); // To ask for it is not free: see `inNextTurn`.
     this.#eof = true; // So a read under way starts no other when it ends.
     closeQuietly(this.#conn);
   }
