@@ -769,7 +769,7 @@ export class Loop {
       cancel(task: Task<any>, ...args: Args extends infer A extends readonly any[] ? A : never): void;
     },
   ): void;
-  /** The same, for a handler whose type is known. */
+  /** Teaches this loop a new op, by a handler whose type is known. */
   addOp<Args extends readonly any[]>(name: string, handler: OpHandler<Args>): void;
   addOp(name: string, handler: OpHandler): void {
     if (typeof name !== "string") throw new TypeError(`Cannot add op ${kind(name)}: its name must be a string`);
@@ -2124,7 +2124,7 @@ export class ParkingLot<T = void> {
   #first: Task<any> | null = null;
   #last: Task<any> | null = null;
 
-  /** Makes an empty lot; `what` is waited for in it: some words, or an object that can be turned into words. */
+  /** Makes an empty lot; `what` is waited for in it: some words (default: its name), or an object that makes some. */
   constructor(what: string | object = "ParkingLot") {
     this.#for = what;
   }
@@ -2275,8 +2275,10 @@ export interface Clock {
  * null, whatever the type says.)
  */
 export type Addr =
-  | { transport: "tcp" | "udp"; hostname: string; port: number }
-  | { transport: "unix" | "unixpacket"; path: string };
+  | { transport: "tcp"; hostname: string; port: number }
+  | { transport: "udp"; hostname: string; port: number }
+  | { transport: "unix"; path: string }
+  | { transport: "unixpacket"; path: string };
 
 /**
  * What the loop needs of a connected socket; `B` is the kind of array that it hands out. What would have to wait throws

@@ -931,7 +931,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   // ---- Settings ---------------------
 
   /**
-   * Whether small writes leave at once (`TCP_NODELAY`). No effect on Unix sockets and TLS.
+   * Whether small writes leave at once (`TCP_NODELAY`), by default yes. No effect on Unix sockets and TLS.
    *
    * @throws {ClosedError} If the socket is closed.
    */
@@ -940,7 +940,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 
   /**
-   * Whether the system probes an idle connection (`SO_KEEPALIVE`). No effect on Unix sockets and TLS.
+   * Whether the system probes an idle connection (`SO_KEEPALIVE`), by default yes. No effect on Unix sockets and TLS.
    *
    * @throws {ClosedError} If the socket is closed.
    */
@@ -1577,9 +1577,11 @@ export function socketPair(): [Socket, Socket] {
 
 /** Options of {@linkcode listen}: those of `Deno.listen`. */
 export type ListenOptions =
-  | Omit<Deno.TcpListenOptions, "hostname" | "reusePort"> & {
+  | Omit<Deno.TcpListenOptions, "hostname" | "port" | "reusePort"> & {
     /** TCP, if it is left out. */
     transport?: "tcp" | undefined;
+    /** The port; 0 for any free one. */
+    port: number;
     /** The address to listen at. Default: all of them, `"0.0.0.0"`. */
     hostname?: string | undefined;
     /** Whether several sockets may listen there and share what arrives; Deno needs `--unstable-net` for it. */
@@ -1589,9 +1591,11 @@ export type ListenOptions =
 
 /** Options of {@linkcode listenTls}: those of `Deno.listenTls`. */
 export type ListenTlsOptions =
-  & Omit<Deno.ListenTlsOptions, "hostname" | "reusePort" | "alpnProtocols">
+  & Omit<Deno.ListenTlsOptions, "hostname" | "port" | "reusePort" | "alpnProtocols">
   & Deno.TlsCertifiedKeyPem
   & {
+    /** As for {@linkcode listen}. */
+    port: number;
     /** As for {@linkcode listen}. */
     hostname?: string | undefined;
     /** As for {@linkcode listen}. */
@@ -1891,10 +1895,10 @@ function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): N
  */
 export function listen(
   options: ListenOptions & { transport?: "tcp" | undefined },
-): Listener<Addr & { transport: "tcp" }>;
-/** The same, on a Unix path. */
-export function listen(options: ListenOptions & { transport: "unix" }): Listener<Addr & { transport: "unix" }>;
-/** The same, where the transport is known only at run time. */
+): Listener<Extract<Addr, { transport: "tcp" }>>;
+/** Opens a listening socket on a Unix path. That needs the permissions to read and write it, too. */
+export function listen(options: ListenOptions & { transport: "unix" }): Listener<Extract<Addr, { transport: "unix" }>>;
+/** Opens a listening socket on TCP or a Unix path, whichever `options` name at run time. */
 export function listen(options: ListenOptions): Listener;
 export function listen(options: ListenOptions): Listener {
   return network().listen(options) as Listener;
@@ -1912,8 +1916,8 @@ export function listen(options: ListenOptions): Listener {
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
  * @throws {Deno.errors.InvalidData} If the certificate or key is invalid.
  */
-export function listenTls(options: ListenTlsOptions): Listener<Addr & { transport: "tcp" }> {
-  return optional("listenTls")(options) as Listener<Addr & { transport: "tcp" }>;
+export function listenTls(options: ListenTlsOptions): Listener<Extract<Addr, { transport: "tcp" }>> {
+  return optional("listenTls")(options) as Listener<Extract<Addr, { transport: "tcp" }>>;
 }
 
 /**
@@ -1940,13 +1944,13 @@ export function listenTls(options: ListenTlsOptions): Listener<Addr & { transpor
  * ```
  */
 export function connect(
-  options: ConnectOptions & { transport?: "tcp" | undefined },
-): Coroutine<Socket<Addr & { transport: "tcp" }>>;
-/** The same, to a Unix path. */
+  options: ConnectOptions & { transport?: "tcp" | undefined } | Extract<Addr, { transport: "tcp" }>,
+): Coroutine<Socket<Extract<Addr, { transport: "tcp" }>>>;
+/** Connects to a Unix path. Cancelled, it leaves no connection behind. */
 export function connect(
   options: ConnectOptions & { transport: "unix" },
-): Coroutine<Socket<Addr & { transport: "unix" }>>;
-/** The same, where the transport is known only at run time. */
+): Coroutine<Socket<Extract<Addr, { transport: "unix" }>>>;
+/** Connects to whichever address `options` name at run time. Cancelled, it leaves no connection behind. */
 export function connect(options: ConnectOptions | Addr): Coroutine<Socket>;
 export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
   return (yield* checkRunnable(network().connect(options))) as Socket;
@@ -1962,8 +1966,8 @@ export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
  * @throws {Deno.errors.InvalidData} If the peer's certificate is not trusted.
  */
-export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Addr & { transport: "tcp" }>> {
-  return (yield* checkRunnable(optional("connectTls")(options))) as Socket<Addr & { transport: "tcp" }>;
+export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Extract<Addr, { transport: "tcp" }>>> {
+  return (yield* checkRunnable(optional("connectTls")(options))) as Socket<Extract<Addr, { transport: "tcp" }>>;
 }
 
 /**
@@ -1984,7 +1988,7 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Addr &
 export function* startTls(
   sock: Socket,
   options: StartTlsOptions = {},
-): Coroutine<Socket<Addr & { transport: "tcp" }>> {
+): Coroutine<Socket<Extract<Addr, { transport: "tcp" }>>> {
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is not a Socket`);
   checkTlsOptions(options);
   const plain = yield* sock._surrender();
@@ -2005,8 +2009,8 @@ export function* startTls(
  * @throws {Deno.errors.AddrInUse} If another socket receives there.
  * @throws {Deno.errors.NotSupported} If Deno runs without `--unstable-net`.
  */
-export function datagram(options: DatagramOptions): DatagramSocket<Addr & { transport: "udp" }> {
-  return optional("datagram")(options) as DatagramSocket<Addr & { transport: "udp" }>;
+export function datagram(options: DatagramOptions): DatagramSocket<Extract<Addr, { transport: "udp" }>> {
+  return optional("datagram")(options) as DatagramSocket<Extract<Addr, { transport: "udp" }>>;
 }
 
 setDefaultWorld({

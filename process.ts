@@ -255,18 +255,21 @@ export interface WorkerPoolOptions {
  */
 export function runInWorker<A extends readonly any[], T>(
   work: (...args: A) => T,
-  args: A,
+  args: Readonly<A>,
   options?: WorkerRunOptions,
 ): Coroutine<Awaited<T>>;
-/** The same, for a function that needs no arguments. */
+/** Runs a function that needs no arguments in a thread of its own, and returns its result. */
 export function runInWorker<T>(work: () => T): Coroutine<Awaited<T>>;
-/** The same, for a function that a module exports. */
+/**
+ * Runs a function that a module exports in a thread of its own, and returns its result. `work` is the module's absolute
+ * address, such as `new URL("./job.ts", import.meta.url)`; it needs the permission to read that.
+ */
 export function runInWorker<T = any>(
   work: URL | string,
   args?: readonly unknown[],
   options?: WorkerRunOptions,
 ): Coroutine<T>;
-export function runInWorker(work: any, args: readonly unknown[] = [], options: WorkerRunOptions = {}): Coroutine<any> {
+export function runInWorker(work: any, args: any = [], options: WorkerRunOptions = {}): Coroutine<any> {
   return runAlone(makeJob(work, args, options));
 }
 
@@ -341,14 +344,14 @@ export class WorkerPool implements Disposable {
    */
   run<A extends readonly any[], T>(
     work: (...args: A) => T,
-    args: A,
+    args: Readonly<A>,
     options?: WorkerRunOptions,
   ): Coroutine<Awaited<T>>;
-  /** The same, for a function that needs no arguments. */
+  /** Waits for a free thread and runs a function in it that needs no arguments. */
   run<T>(work: () => T): Coroutine<Awaited<T>>;
-  /** The same, for a function that a module exports. */
+  /** Waits for a free thread and runs a function in it that a module exports; `work` is its absolute address. */
   run<T = any>(work: URL | string, args?: readonly unknown[], options?: WorkerRunOptions): Coroutine<T>;
-  run(work: any, args: readonly unknown[] = [], options: WorkerRunOptions = {}): Coroutine<any> {
+  run(work: any, args: any = [], options: WorkerRunOptions = {}): Coroutine<any> {
     return this._run(makeJob(work, args, options));
   }
 

@@ -126,7 +126,12 @@ export interface ShieldOptions {
  * ```
  */
 export function shield<T>(coro: Coroutine<T>): Coroutine<T>;
-/** The same, with a time limit. */
+/**
+ * Runs `coro` out of reach of cancellations from outside, for `timeout` milliseconds at most; then it is cancelled, and
+ * `undefined` is returned.
+ *
+ * @throws {RangeError} If `timeout` is negative or not a number.
+ */
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions): Coroutine<T | undefined>;
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions = {}): Coroutine<T | undefined> {
   hush(coro);
@@ -431,7 +436,7 @@ function* allOf<C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Result
  * ```
  */
 export function race<const C extends readonly Coroutine<any>[]>(coros: C): Coroutine<Results<C>[number]>;
-/** The same, where the type of the winner's value has to be named. */
+/** Returns the value of the first to end, of a type that is named; the others are cancelled, and have cleaned up. */
 export function race<T>(coros: readonly Coroutine<T>[]): Coroutine<T>;
 export function race<T>(coros: readonly Coroutine<T>[]): Coroutine<T> {
   hush(coros);

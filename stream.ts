@@ -214,7 +214,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   }
 
   /**
-   * Reads what there is, `max` bytes at most; waits if there is nothing. An empty array at end of stream, again and again.
+   * Reads what there is, `max` bytes at most (by default 65536); waits if there is nothing. An empty array at end of
+   * stream, again and again.
    *
    * @throws {RangeError} If `max` is not a whole number from 1 up.
    * @throws {BusyError} If another task is reading.

@@ -348,7 +348,7 @@ export class Condition {
   }
 
   /**
-   * Wakes the `n` tasks that have waited longest.
+   * Wakes the `n` tasks that have waited longest, by default one.
    *
    * @throws {RangeError} If `n` is not a whole number from 0 up.
    * @throws {Error} If the current task does not hold the lock.

@@ -9,6 +9,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import {
+  type Addr,
   all,
   BusyError,
   Cancelled,
@@ -1023,6 +1024,8 @@ Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =
       assertInstanceOf(yield* thrownBy(connect({ port })), RangeError);
     }
     assertInstanceOf(yield* thrownBy(connect({ port: 0 })), RangeError);
+    // @ts-expect-error Without a port Deno takes any; here that would hide a mistake.
+    assertThrows(() => listen({ hostname: "127.0.0.1" }), RangeError, "Cannot listen on port undefined");
     for (const transport of ["udp", "vsock", "quic"]) {
       const options = { transport, port: 0 } as never;
       assertThrows(() => listen(options), TypeError, `Cannot listen on transport "${transport}": it must be`);
@@ -1063,12 +1066,23 @@ Deno.test(
       using listener = listen({ hostname: "127.0.0.1", port: 0 });
       using client = yield* connect({ hostname: "127.0.0.1", port: listener.addr.port });
       const [server, addr] = yield* loop.sockAccept(listener);
+      using another = yield* connect(listener.addr);
+      assertEquals(another.remoteAddr.port, listener.addr.port);
       assertEquals([client.remoteAddr.port, client.localAddr.port], [listener.addr.port, addr.port]);
       assertEquals([server.localAddr.port, server.remoteAddr.port], [listener.addr.port, addr.port]);
       const sockets: Socket[] = [client, server];
       for (const sock of sockets) sock.abort();
     }),
 );
+
+Deno.test("N9 an address is narrowed by its transport, whichever it is compared with", () => {
+  const where = (a: Addr) => a.transport === "unix" || a.transport === "unixpacket" ? a.path : a.hostname;
+  const addresses: (Deno.NetAddr | Deno.UnixAddr)[] = [{ transport: "udp", hostname: "::", port: 1 }, {
+    transport: "unixpacket",
+    path: "/s",
+  }];
+  assertEquals(addresses.map(where), ["::", "/s"]); // Deno's are ours.
+});
 
 Deno.test("N9 IPv6 works as IPv4 does", needs({ net: true }), () =>
   run(function* (loop) {

@@ -271,7 +271,8 @@ test("P3 runInWorker returns what the function returns, or what its promise reso
   const add = (a: number, b: number) => a + b;
   // deno-lint-ignore require-await
   const later = async (a: Map<string, number>) => new Map([...a, ["two", 2]]);
-  const results = await run(() => all([runInWorker(add, [2, 3]), runInWorker(later, [new Map([["one", 1]])])]));
+  const two: readonly [number, number] = [2, 3]; // Nobody changes the arguments, so they may be such.
+  const results = await run(() => all([runInWorker(add, two), runInWorker(later, [new Map([["one", 1]])])]));
   assertEquals(results, [5, new Map([["one", 1], ["two", 2]])]);
 });
 
