@@ -137,6 +137,7 @@ test("P1 one delivery reaches every task that waits for it", SIGNALS, async () =
 Deno.test("P1 signal refuses what is no signal, where it is written", () => {
   assertThrows(() => signal(), TypeError, "Cannot wait for no signal");
   assertThrows(() => signal(2 as any), TypeError, "Cannot wait for signal 2");
+  assertThrows(() => signal("SIGHUP", 3 as any), TypeError, "Cannot wait for signal 3");
 });
 
 Deno.test("P1 signal throws at its first step if the platform knows no such signal", async () => {
@@ -151,12 +152,12 @@ Deno.test("P1 a SignalQueue that cannot listen to one of its signals listens to 
 });
 
 Deno.test("P1 signal says so where there is no Deno", () => {
-  const add = Deno.addSignalListener;
+  const property = Object.getOwnPropertyDescriptor(globalThis, "Deno")!;
   try {
-    (Deno as any).addSignalListener = undefined;
-    assertThrows(() => signal("SIGINT"), Error, "Cannot wait for SIGINT: this platform is not Deno");
+    delete (globalThis as any).Deno;
+    assertThrows(() => signal("SIGINT", "SIGHUP"), Error, "Cannot wait for SIGINT, SIGHUP: this platform is not Deno");
   } finally {
-    Deno.addSignalListener = add;
+    Object.defineProperty(globalThis, "Deno", property);
   }
 });
 
@@ -237,6 +238,34 @@ test("P2 closing a SignalQueue wakes who waits for the next arrival", SIGNALS, a
   });
 });
 
+test("P2 a signal that came before the close goes to who waited for it", SIGNALS, async () => {
+  await run(function* (loop) {
+    using signals = new SignalQueue("SIGHUP");
+    const waiting = loop.createTask(signals.get());
+    while (waiting.op?.[0] !== "until") yield* checkpoint();
+    const close = () => signals.close(); // Deno calls it right after the queue's own listener.
+    Deno.addSignalListener("SIGHUP", close);
+    send("SIGHUP");
+    assertEquals(yield* waiting.join(), "SIGHUP");
+    Deno.removeSignalListener("SIGHUP", close);
+  });
+});
+
+test("P2 a wait for a signal sleeps until that comes, though others came before", SIGNALS, async () => {
+  let waits = 0;
+  const loop = new Loop({ trace: ({ args: [source] }) => void (source?.name === "signal" && waits++) });
+  await loop.run(function* (): Coroutine {
+    using signals = new SignalQueue("SIGHUP");
+    for (const expected of [1, 2]) {
+      const waiting = loop.createTask(signals.get());
+      for (let n = 0; n < 5; n++) yield* until(platformTurn());
+      assertEquals(waits, expected);
+      send("SIGHUP");
+      yield* waiting.join();
+    }
+  }());
+});
+
 test("P2 a signal that is named twice is one, and a flood is dropped beyond 1024", SIGNALS, async () => {
   const { addSignalListener, removeSignalListener } = Deno;
   const listeners: (() => void)[] = [];
@@ -287,6 +316,9 @@ test("P3 runInWorker calls what a module exports", needs({ read: true }), async 
     using pool = new WorkerPool(1);
     assertEquals(yield* pool.run<number>(url, [20]), 40);
     assertEquals(yield* pool.run<number>(url.href, [20], { exportName: "half" }), 10);
+    const bytes = new Uint8Array(3);
+    yield* pool.run(url, [20, bytes], { transfer: [bytes.buffer] });
+    assertEquals(bytes.length, 0);
     const error = yield* thrownBy(pool.run(url, [], { exportName: "none" }));
     assert(error instanceof TypeError && /exports no function "none"/.test(error.message), String(error));
   });
@@ -308,6 +340,12 @@ test("P3 the loop goes on while a worker computes", {}, async () => {
   assertEquals(turns, 10);
 });
 
+test("P3 a worker that has returned is ended", {}, async () => {
+  using terminated = new TerminateCounter();
+  await run(() => runInWorker(() => 1));
+  assertEquals(terminated.count, 1);
+});
+
 test("P4 an error thrown in the worker arrives with its class, name, message, stack and cause", {}, async () => {
   await run(function* () {
     using pool = new WorkerPool(1);
@@ -322,11 +360,21 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
     const own = yield* thrownBy(pool.run(() => {
       class TaxError extends Error {
         override name = "TaxError";
+        errors = ["no AggregateError"];
       }
       throw new TaxError("too high");
     }));
-    assert(own instanceof Error);
-    assertEquals([own.name, own.message], ["TaxError", "too high"]);
+    assertEquals([own.constructor, own.name, own.message, "cause" in own], [Error, "TaxError", "too high", false]);
+    own.name = own.stack = "can be changed, as any error's";
+    delete own.name;
+    for (const Class of [EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError]) {
+      const reject = (name: string) => Promise.reject(new (globalThis as any)[name]());
+      assertEquals((yield* thrownBy(pool.run(reject, [Class.name]))).constructor, Class);
+    }
+    const symbols = yield* thrownBy(pool.run(() => {
+      throw Object.assign(new Error(), { name: Symbol("name"), message: Symbol("message") });
+    }));
+    assertEquals([symbols.name, symbols.message], ["Symbol(name)", "Symbol(message)"]);
     for (const name of ["constructor", "AggregateError"]) { // names that are no class of errors, or of another shape
       const odd = yield* thrownBy(pool.run((name: string) => {
         throw Object.assign(new Error("odd"), { name });
@@ -334,15 +382,19 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
       assert(odd instanceof Error);
       assertEquals([odd.name, odd.message], [name, "odd"]);
     }
-    assertEquals(yield* thrownBy(pool.run(() => Promise.reject("a string"))), "a string");
+    for (const other of ["a string", 0]) {
+      assertEquals(yield* thrownBy(pool.run((other) => Promise.reject(other), [other])), other);
+    }
     for (const cause of ["why", { code: 5 }, null]) {
       const because = yield* thrownBy(
         pool.run((cause) => Promise.reject(new Error("for a reason", { cause })), [cause]),
       );
       assertEquals((because as Error).cause, cause);
     }
-    const unspeakable = yield* thrownBy(pool.run(() => Promise.reject(new Error("no reason", { cause: () => {} }))));
-    assertEquals([(unspeakable as Error).message, (unspeakable as Error).cause], ["no reason", undefined]);
+    const { cause: unspeakable } = yield* thrownBy(pool.run(() => {
+      throw new Error("a reason", { cause: new Error("no reason", { cause: () => {} }) });
+    }));
+    assertEquals([unspeakable.message, unspeakable.cause], ["no reason", undefined]);
     let last: any = yield* thrownBy(pool.run(() => {
       let error = new Error("0");
       for (let i = 1; i < 100; i++) error = new Error(String(i), { cause: error });
@@ -357,13 +409,13 @@ test("P4 an error thrown in the worker arrives with its class, name, message, st
 test("P4 an AggregateError arrives with its errors", {}, async () => {
   await run(function* () {
     const error = yield* thrownBy(runInWorker(() => {
-      const inner = new AggregateError([new TypeError("wrong turn"), "a string", () => {}], "inner");
+      const inner = new AggregateError([new TypeError("wrong turn"), "a string", () => {}], "inner", { cause: "why" });
       return Promise.any([Promise.reject(new RangeError("too far")), Promise.reject(inner)]);
     }));
     assert(error instanceof AggregateError);
     const [range, inner] = error.errors;
     assert(range instanceof RangeError && inner instanceof AggregateError);
-    assertEquals([inner.name, inner.message], ["AggregateError", "inner"]);
+    assertEquals([inner.name, inner.message, inner.cause], ["AggregateError", "inner", "why"]);
     assert(inner.errors[0] instanceof TypeError);
     assertEquals(inner.errors.slice(1), ["a string", undefined]); // A function cannot be copied.
     const circle = yield* thrownBy(runInWorker(() => {
@@ -382,6 +434,10 @@ test("P4 an AggregateError arrives with its errors", {}, async () => {
       });
     }));
     assertEquals((broken as Error).message, "broken");
+    const odd = yield* thrownBy(runInWorker(() => {
+      throw Object.assign(new AggregateError([], "odd"), { errors: "none" });
+    }));
+    assertEquals(odd.message, "odd");
   });
 });
 
@@ -389,7 +445,7 @@ test("P3 what a function posts by itself is not taken for a result, in its run o
   await run(function* () {
     using pool = new WorkerPool(1);
     const first = yield* pool.run(async (n) => {
-      for (const message of [null, "text", { value: 99 }, { thrown: { other: 99 } }]) {
+      for (const message of [null, "text", { key: "1", value: 99 }, { thrown: { other: 99 } }]) {
         (globalThis as any).postMessage(message);
       }
       setTimeout(() => (globalThis as any).postMessage({ value: 98 }));
@@ -427,12 +483,13 @@ test("P4 a function that does not stand on its own is an error of the run", {}, 
     assert(closure instanceof ReferenceError, String(closure));
     const method = yield* thrownBy(runInWorker({ method() {} }.method));
     assert(method instanceof TypeError && /stand on its own/.test(method.message), String(method));
+    assert(method.cause instanceof SyntaxError);
   });
 });
 
 test("P4 an error nobody caught in the worker fails the run; the program and the pool live on", {}, async () => {
   await run(function* () {
-    using pool = new WorkerPool(1);
+    using pool = new WorkerPool(1, { onError: (error) => unexpected.push(error) });
     const timer = yield* thrownBy(pool.run(() => {
       setTimeout(() => {
         const own = Object.assign(new Error("what it comes from"), { name: "OwnError" });
@@ -448,11 +505,25 @@ test("P4 an error nobody caught in the worker fails the run; the program and the
       return new Promise<void>(() => {});
     }));
     assertEquals((promise as Error).message, "from a promise");
+    const uncopied = yield* thrownBy(pool.run(() => {
+      Promise.reject(() => {});
+      return new Promise<void>(() => {});
+    }));
+    assertEquals([uncopied.name, pool.idle], ["DataCloneError", 0]);
     const end = yield* thrownBy(pool.run(() => Deno.exit(3)));
     assertEquals((end as Error).message, "Cannot get a result from the worker: it has ended, with code 3");
     assertEquals(pool.idle, 0);
     assertEquals(yield* pool.run(() => 1), 1);
   });
+});
+
+test("P4 an error that the worker cannot tell of fails the run too", needs({ run: true }), async () => {
+  const program = `
+    function broken() {
+      throw Object.defineProperty(new Error(), "message", { get() { throw this; } });
+    }
+    await new Loop().run(runInWorker(broken)).catch((error) => console.log(error.message));`;
+  assertEquals(await runWithGc("Loop, runInWorker", program), "Uncaught Error\n");
 });
 
 test("P4 undefined that nobody caught in the worker fails the run too", {}, async () => {
@@ -471,6 +542,7 @@ test("P4 undefined that nobody caught in the worker fails the run too", {}, asyn
 });
 
 test("P4 an error in an idle worker is reported, and the worker replaced", {}, async () => {
+  using terminated = new TerminateCounter();
   await run(function* () {
     const errors: unknown[] = [];
     using pool = new WorkerPool(1, { onError: (error) => errors.push(error) });
@@ -481,9 +553,53 @@ test("P4 an error in an idle worker is reported, and the worker replaced", {}, a
     });
     yield* untilHolds(() => errors.length === 1);
     assertEquals((errors[0] as Error).message, "too late");
-    assertEquals(pool.idle, 0);
+    assertEquals([pool.idle, terminated.count], [0, 1]);
     assertEquals(yield* pool.run(() => 1), 1);
   });
+});
+
+test("P4 an error in an idle worker costs the pool no other", {}, async () => {
+  await run(function* (loop) {
+    const errors: unknown[] = [];
+    using pool = new WorkerPool(2, { onError: (error) => errors.push(error) });
+    const gate = new Int32Array(new SharedArrayBuffer(12));
+    const other = loop.createTask(pool.run(count, [gate]));
+    yield* pool.run((gate: Int32Array) => {
+      setInterval(() => {
+        if (Atomics.load(gate, 2) > 0) throw new Error("too late");
+      });
+    }, [gate]);
+    Atomics.store(gate, 1, 1);
+    yield* other.join();
+    Atomics.store(gate, 2, 1);
+    yield* untilHolds(() => errors.length === 1);
+    assertEquals([pool.idle, yield* pool.run(() => 1)], [1, 1]);
+  });
+});
+
+test("P4 an error after a run that its stopped loop has not ended costs the pool no idle worker", {}, async () => {
+  const errors: unknown[] = [];
+  using pool = new WorkerPool(2, { onError: (error) => errors.push(error) });
+  const gate = new Int32Array(new SharedArrayBuffer(8));
+  const stopped = new Loop();
+  const work = (gate: Int32Array) => {
+    Atomics.store(gate, 0, 1);
+    while (Atomics.load(gate, 1) === 0);
+    setTimeout(() => {
+      throw new Error("too late");
+    });
+  };
+  stopped.createTask(pool.run(work, [gate]));
+  stopped.createTask(function* (): Coroutine {
+    yield* pool.run(() => 1);
+    yield* untilHolds(() => Atomics.load(gate, 0) > 0);
+    stopped.stop();
+  }());
+  await stopped.runForever();
+  Atomics.store(gate, 1, 1);
+  while (errors.length === 0) await platformTurn();
+  assertEquals([pool.idle, pool.busy], [1, 1]);
+  await stopped.run(checkpoint()); // ends what it has left
 });
 
 test("P4 an error that comes with the result is reported, and the result returned", {}, async () => {
@@ -533,6 +649,20 @@ test("P5 cancel ends a worker that never gives up control, and the wait for it",
     assertEquals([task.cancelled, terminated.count], [true, 1]);
     Atomics.store(gate, 1, 1); // Deno may take seconds to stop the thread.
   });
+});
+
+test("P5 a cancelled run waits no longer than a second for its worker to end", {}, async () => {
+  using terminated = new TerminateCounter(() => new Promise(() => {}));
+  const { loop, world } = simulation();
+  await loop.run(function* (): Coroutine {
+    const gate = new Int32Array(new SharedArrayBuffer(8));
+    const task = loop.createTask(runInWorker(count, [gate]));
+    yield* untilHolds(() => Atomics.load(gate, 0) > 0);
+    task.cancel();
+    yield* task.wait();
+    assertEquals([world.now(), terminated.count], [1000, 1]);
+    Atomics.store(gate, 1, 1);
+  }());
 });
 
 test("P5 cancel before the worker has started leaves none behind", {}, async () => {
@@ -607,6 +737,7 @@ test("P4 arguments that do not get through are an error of the run, and the thre
     for (let depth = 1; depth < 3200; depth++) deep = { deep }; // The one side can write that, the other cannot read it.
     const error = yield* thrownBy(failAfter(5000, pool.run(count, [deep])));
     assertEquals([error.name, error.message.slice(0, 22)], ["Error", "Cannot run in a worker"]);
+    assert(error.cause instanceof Error);
     assertEquals([yield* pool.run(count, [1]), pool.idle], [2, 1]);
   });
 });
@@ -778,13 +909,28 @@ test(
 
 test("P6 K11 a loop that has used the pool and ended hides no deadlock of another", {}, async () => {
   using pool = new WorkerPool(1);
-  await run(() => pool.run(() => 1));
+  await run(() => all([pool.run(() => 1), pool.run(() => 1)]));
   const { loop } = simulation(); // Its grace is over at once.
   const main = function* (): Coroutine {
     yield* all([pool.run(() => 2), pool.run(() => 3)]); // The second waits for the thread.
     yield* park(new ParkingLot("nobody"));
   };
   await assertRejects(() => loop.run(main()), DeadlockError, "nobody");
+});
+
+test("P6 K11 a loop that uses another thread of the pool hides no deadlock of one that need not wait", {}, async () => {
+  using pool = new WorkerPool(2);
+  const gate = new Int32Array(new SharedArrayBuffer(8));
+  const other = run(() => pool.run(count, [gate]));
+  while (Atomics.load(gate, 0) === 0) await platformTurn();
+  const { loop } = simulation(); // Its grace is over at once.
+  const main = function* (): Coroutine {
+    yield* pool.run(() => 1);
+    Atomics.store(gate, 1, 1);
+    yield* park(new ParkingLot("nobody"));
+  };
+  await assertRejects(() => loop.run(main()), DeadlockError, "nobody");
+  await other;
 });
 
 test(
@@ -808,6 +954,7 @@ test(
       signals.close();
       Atomics.store(gate, 1, 1);
       for (const task of waiting) assert((yield* task.join()) instanceof ClosedError);
+      assert((yield* thrownBy(pool.run(() => 1))) instanceof ClosedError);
     });
     await stopped.run(checkpoint()); // ends what it has left
   },
@@ -834,14 +981,18 @@ test("P4 N15 an onError of a pool that throws, or is async and rejects, is print
   for (const onError of [throwing, () => Promise.reject(wrong)]) assertEquals(await printedBy(onError), [wrong]);
 });
 
+test("P4 a pool with no onError prints what it would be told", {}, async () => {
+  assertEquals((await printedBy(undefined) as Error[]).map((error) => error.message), ["stray"]);
+});
+
 /** What is printed if `onError` of a pool is told of an error. */
-async function printedBy(onError: () => unknown): Promise<unknown[]> {
+async function printedBy(onError: (() => unknown) | undefined): Promise<unknown[]> {
   const printed: unknown[] = [];
   const original = console.error;
   console.error = (...args: unknown[]) => printed.push(args[1]);
   try {
     await run(function* () {
-      using pool = new WorkerPool(1, { onError: onError as () => void });
+      using pool = new WorkerPool(1, { onError: onError as (() => void) | undefined });
       yield* pool.run(() =>
         void setTimeout(() => {
           throw new Error("stray");
@@ -864,8 +1015,10 @@ Deno.test("P6 a pool of no size, and work that cannot travel, are refused where 
   assertThrows(() => runInWorker("./job.ts"), TypeError, 'new URL("./job.ts", import.meta.url)');
   assertThrows(() => runInWorker(5 as any), TypeError, "it must be a function or the URL of a module");
   assertThrows(() => runInWorker(function* () {}), TypeError, "it is a generator");
-  assertThrows(() => runInWorker(Math.max, [1, 2]), TypeError, "native or bound");
+  assertThrows(() => runInWorker(async function* () {}), TypeError, "it is a generator");
+  assertThrows(() => runInWorker(Math.max, [1, 2]), TypeError, 'function "max" in a worker: it is native or bound');
   assertThrows(() => runInWorker(count.bind(null), [new Int32Array()]), TypeError, "native or bound");
+  assertEquals(typeof runInWorker(() => "{ [native code] }").next, "function");
   assertEquals(typeof runInWorker(Object.setPrototypeOf(() => 1, null)).next, "function");
   assertThrows(() => runInWorker(class {} as any), TypeError, "it is a class");
   assertEquals(typeof runInWorker((0, eval)("class$ => class$")).next, "function");
@@ -920,12 +1073,12 @@ class TerminateCounter {
   count = 0;
   readonly #terminate = Worker.prototype.terminate;
 
-  constructor() {
+  constructor(after = (ended: Promise<number>) => ended) {
     const terminate = this.#terminate;
     const count = () => this.count++;
     Worker.prototype.terminate = function () {
       count();
-      return terminate.call(this);
+      return after(terminate.call(this));
     };
   }
 
