@@ -27,6 +27,7 @@ import {
   type CancelScope,
   cancelScope,
   checkFunctions,
+  checkpoint,
   ClosedError,
   type Coroutine,
   currentTask,
@@ -125,16 +126,17 @@ export class SignalQueue implements Disposable {
    * @throws {ClosedError} If the queue is closed and nothing is left in it.
    */
   *get(): Coroutine<Deno.Signal> {
-    const name = (yield* inOneOf(this.#getters, this.#take())) ?? this.#arrived.popleft();
+    // Once it is closed nobody waits for a turn: who has it may be a task of a loop that was stopped.
+    yield* this.#closed ? checkpoint() : inOneOf(this.#getters, this.#waitInTurn());
+    const name = this.#arrived.popleft();
     if (name === undefined) throw new ClosedError("Cannot get from the signal queue: it is closed");
     return name;
   }
 
-  /** Takes the next one in turn; undefined if none will come. */
-  *#take(): Coroutine<Deno.Signal | undefined> {
+  /** Waits until its turn has come, and a signal. */
+  *#waitInTurn(): Coroutine<void> {
     using _guard = yield* this.#lock.acquire();
-    while (this.#arrived.length === 0 && !this.#closed) yield* this.#nextArrival();
-    return this.#arrived.popleft();
+    if (this.#arrived.length === 0) yield* this.#nextArrival();
   }
 
   *#nextArrival(): Coroutine<void> {
@@ -154,7 +156,7 @@ export class SignalQueue implements Disposable {
     this.#closed = true;
     for (const [name, listener] of this.#listeners) Deno.removeSignalListener(name, listener);
     this.#listeners = [];
-    cancelAll(this.#getters, "the signal queue is closed");
+    cancelAll(this.#getters);
     clearInterval(this.#hold); // The loop of the one who waits may have been stopped.
   }
 
@@ -185,8 +187,8 @@ function inOneOf<T>(scopes: Set<CancelScope>, coro: Coroutine<T>): Coroutine<T |
   });
 }
 
-function cancelAll(scopes: Set<CancelScope>, reason: string): void {
-  for (const scope of scopes) scope.cancel(reason);
+function cancelAll(scopes: Set<CancelScope>): void {
+  for (const scope of scopes) scope.cancel();
 }
 
 function checkSignals(names: string[]): void {
@@ -392,7 +394,7 @@ export class WorkerPool implements Disposable {
   /** Ends every thread. Whoever waits for a run gets {@linkcode ClosedError}. Closing twice is fine. */
   close(): void {
     this.#closed = true;
-    cancelAll(this.#waiting, "the worker pool is closed");
+    cancelAll(this.#waiting);
     for (const thread of [...this.#idle.splice(0), ...this.#busy]) thread.terminate(closedError());
   }
 

@@ -954,7 +954,7 @@ test(
       signals.close();
       Atomics.store(gate, 1, 1);
       for (const task of waiting) assert((yield* task.join()) instanceof ClosedError);
-      assert((yield* thrownBy(pool.run(() => 1))) instanceof ClosedError);
+      for (const late of [pool.run(() => 1), signals.get()]) assert((yield* thrownBy(late)) instanceof ClosedError);
     });
     await stopped.run(checkpoint()); // ends what it has left
   },
