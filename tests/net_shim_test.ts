@@ -915,6 +915,22 @@ Deno.test("N7 N11 of a connection that startTls may take nothing is read ahead, 
   selector.close();
 });
 
+Deno.test("N7 N11 what connect has made begins with small reads where startTls may not take it", async () => {
+  const { connect: real } = Deno;
+  try {
+    for (const [where, size] of [[{ transport: "unix", path: "" }, FIRST], [{ port: 1 }, 16 * KB]] as const) {
+      const conn = new FakeConnection();
+      Deno.connect = (() => Promise.resolve(conn)) as never;
+      const sock = await new Loop().run(connect(where));
+      sock._arm(EVENT_READ);
+      assertEquals(conn.readSizes, [size]);
+      sock.abort();
+    }
+  } finally {
+    Deno.connect = real;
+  }
+});
+
 Deno.test("C7 a read that nobody waits for any more does not keep the program going; watched again, it does", async () => {
   const { conn, sock, selector } = fake();
   const held: string[] = [];
@@ -959,6 +975,9 @@ Deno.test("C7 an accept or receive that was left under way keeps the program goi
     ]
   ) {
     held = [];
+    selector.register(waited, EVENT_READ);
+    selector.unregister(waited);
+    assertEquals(held, []); // Nothing is under way yet.
     for (let i = 0; i < 2; i++) {
       selector.register(waited, EVENT_READ);
       selector.poll();
@@ -1054,7 +1073,7 @@ Deno.test(
 Deno.test("N4 a closed socket that somebody keeps holds no buffers", needs({ run: true }), async () => {
   const program = `
     const gone = { read: async (buffer) => buffer.length, write: async () => { throw new Error("gone"); }, close() {} };
-    const conn = { addr: { transport: "udp", hostname: "127.0.0.1", port: 1 }, receive: () => Promise.resolve([new Uint8Array(1), null]),
+    const conn = { addr: { transport: "udp", hostname: "127.0.0.1", port: 1 }, receive: () => Promise.resolve([new Uint8Array(65536), null]),
       send: async () => 1, close() {} };
     const selector = new DefaultSelector();
     const kept = [];
@@ -1554,6 +1573,28 @@ Deno.test("N5 N15 a connection is closed once, though what was under way on it e
   }
 });
 
+Deno.test("N5 N7 what closed sockets read and forget has one place for all of them", async () => {
+  const places = new Set<ArrayBufferLike>();
+  for (const left of [true, false, true, false]) {
+    const { conn, sock } = fake();
+    sock.send(bytes("sent"));
+    if (left) await conn.take();
+    sock.close();
+    places.add(conn.reads[0].buffer.buffer);
+    sock.abort();
+    await turn();
+  }
+  assertEquals(places.size, 1);
+});
+
+Deno.test("N15 what goes wrong as a connection is closed is thrown, but for that it was closed already", () => {
+  const { conn, sock } = fake();
+  conn.close = () => {
+    throw new Error("it sticks");
+  };
+  assertThrows(() => sock.abort(), Error, "it sticks");
+});
+
 Deno.test("N6 who waits in closeWrite hears of a reset that a read has brought", async () => {
   const { conn, sock, selector } = fake();
   const loop = new Loop();
@@ -1587,14 +1628,17 @@ Deno.test("N2 closeWrite twice ends the side once, and so does a close() after i
   selector.close();
 });
 
-Deno.test("N4 close() wakes all who wait for the same handshake with ClosedError", async () => {
-  const sock = new Socket(Object.assign(new FakeConnection(), { handshake: () => new Promise<never>(() => {}) }));
+Deno.test("N4 N11 who asks for a handshake waits for the one under way, and close() wakes all with ClosedError", async () => {
+  let begun = 0;
+  const handshake = () => (begun++, new Promise<never>(() => {}));
+  const sock = new Socket(Object.assign(new FakeConnection(), { handshake }));
   const loop = new Loop();
   await loop.run((function* (): Coroutine {
     const tasks = [1, 2].map(() => loop.createTask(thrownBy(failAfter(1000, sock.handshake()))));
     while (!tasks.every((task) => task.op?.[0] === "until")) yield* checkpoint();
     sock.close();
     for (const task of tasks) assertInstanceOf(yield* task.join(), ClosedError);
+    assertEquals(begun, 1);
   })());
 });
 
@@ -1716,6 +1760,9 @@ Deno.test("N10 a listener has one accept under way, however often it is watched,
     assertEquals(below.accepts.length, event === EVENT_WRITE ? 0 : 1);
     selector.unregister(listener);
   }
+  below.accepts.shift()!.resolve(new FakeConnection());
+  await turn();
+  assertEquals([EVENT_READ, EVENT_WRITE].map((event) => selector.isReady(listener, event)), [true, false]);
   listener.close();
   selector.close();
 });
@@ -1891,6 +1938,17 @@ Deno.test("N9 a network whose connect returns a promise is told to return a coro
   await new Loop({ network }).run(function* () {
     const error = yield* thrownBy(connect({ port: 1 }));
     assertEquals((error as Error).message, "Cannot run a promise: wrap it, as in until(promise)");
+  }());
+});
+
+Deno.test("N9 what not every network has is a method of the one that has it", async () => {
+  class Network extends PairNetwork {
+    datagram(options: unknown): never {
+      this.listen(options);
+    }
+  }
+  await new Loop({ network: new Network() }).run(function* () {
+    assertThrows(() => datagram({ port: 0 }), Error, "Cannot listen here");
   }());
 });
 

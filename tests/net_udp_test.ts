@@ -72,7 +72,7 @@ if (flagged) {
         }
         using socket = datagram({ ...LOCAL, transport: undefined });
         const { port } = socket.addr as Deno.NetAddr;
-        const wrong = [undefined, "127.0.0.1", { port }, { hostname: "127.0.0.1" }, {
+        const wrong = [undefined, null, "127.0.0.1", LOCAL, { port }, { hostname: "127.0.0.1" }, {
           hostname: "127.0.0.1",
           port: "80",
         }];
@@ -284,19 +284,22 @@ Deno.test("N14 one datagram is held each way, and receiving reuses its buffer un
   const selector = new DefaultSelector();
   selector.register(sock, EVENT_READ);
   await selector.select(0);
+  const [{ buffer }] = conn.receives;
   conn.arrive("one");
   const views = [];
   for (const next of ["two", "six"]) {
     await selector.select();
     assertEquals(conn.receives.length, 0); // Not before the one that is here is taken.
     views.push(sock.recvfrom(10)[0]);
-    assertThrows(() => sock.recvfrom(10), WouldBlock, "nothing has arrived");
+    assertThrows(() => sock.recvfrom(1), WouldBlock, "nothing has arrived");
     for (const n of [0, 1.5]) assertThrows(() => sock.recvfrom(n), RangeError, `Cannot recv ${n} bytes`);
     await selector.select(0);
+    assert(conn.receives[0].buffer === buffer);
     conn.arrive(next);
   }
   assertEquals(views.map(text), ["one", "two"]);
   assertThrows(() => sock.sendto("out" as never, conn.addr), TypeError, 'Cannot send "out"');
+  assertEquals(sock.sent(), 0);
   const data = bytes("out");
   assertEquals(sock.sendto(data, conn.addr), 3);
   data.fill(0);
@@ -308,19 +311,19 @@ Deno.test("N14 one datagram is held each way, and receiving reuses its buffer un
   selector.close();
 });
 
-Deno.test("N14 as long as a datagram is leaving the socket cannot be written, and a second watch receives nothing twice", async () => {
+Deno.test("N14 while a datagram leaves the socket cannot be written; a watch for that receives nothing, a second one nothing twice", async () => {
   const conn = new FakeDatagrams();
   const sock = new DatagramSocket(conn);
   const selector = new DefaultSelector();
   assert(selector.isReady(sock, EVENT_WRITE));
   sock.sendto(bytes("x"), conn.addr);
   assert(!selector.isReady(sock, EVENT_WRITE));
-  for (let i = 0; i < 2; i++) {
-    selector.register(sock, EVENT_READ);
+  for (const event of [EVENT_WRITE, EVENT_READ, EVENT_READ]) {
+    selector.register(sock, event);
     await selector.select(0);
     selector.unregister(sock);
+    assertEquals(conn.receives.length, event === EVENT_WRITE ? 0 : 1);
   }
-  assertEquals(conn.receives.length, 1);
   conn.sends[0].resolve(1);
   await selector.select(0);
   assert(selector.isReady(sock, EVENT_WRITE));
@@ -386,6 +389,15 @@ Deno.test("N14 the buffer of a datagram that could not leave serves no other: th
   sock.sendto(bytes("second"), conn.addr);
   assert(conn.sends[0].data.buffer !== conn.sends[1].data.buffer);
   sock.close();
+});
+
+Deno.test("N14 a datagram goes to a path from a socket that has one, and only from there", () => {
+  const addr: Addr = { transport: "unix", path: "/here" };
+  const udp = new DatagramSocket(new FakeDatagrams());
+  const unix = new DatagramSocket(Object.assign(new FakeDatagrams(), { addr }));
+  assertThrows(() => udp.sendto(bytes("x"), addr), TypeError, 'Cannot send to path "/here"');
+  assertEquals(unix.sendto(bytes("x"), addr), 1);
+  for (const sock of [udp, unix]) sock.close();
 });
 
 Deno.test("N4 N14 a datagram socket that is closed as it sends tells who waits", async () => {
