@@ -595,7 +595,6 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   /** Settings that wait for the end of a write, by name. */
   #settings: Map<string, () => void> | null = null;
   #lingerTimer: ReturnType<typeof setTimeout> | undefined;
-  #lingerPause: ReturnType<typeof setImmediate> | undefined;
   /** Since it was closed: how many reads have brought something, and how many bytes came after all of ours had left. */
   #lingerReads = 0;
   #lingerBytes = 0;
@@ -1075,10 +1074,9 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
    */
   #onLingerRead(n: number): void {
     if (this.#leaving === null && (this.#lingerBytes += n) > LINGER_MAX) return this.#end();
-    const ended = this.#eof || this.#readError !== null;
-    if (ended || ++this.#lingerReads % LINGER_READS !== 0) return this.#linger();
+    if (++this.#lingerReads % LINGER_READS !== 0) return this.#linger();
     this.#reading = true;
-    this.#lingerPause = setImmediate(() => {
+    setImmediate(() => {
       this.#reading = false;
       this.#linger();
     });
@@ -1088,7 +1086,6 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     if (this.#ended) return; // What was under way ends by this, and comes here again.
     this.#ended = true;
     clearTimeout(this.#lingerTimer);
-    if (this.#lingerPause) clearImmediate(this.#lingerPause); // To ask for it is not free: see `inNextTurn`.
     this.#eof = true; // So a read under way starts no other when it ends.
     closeQuietly(this.#conn);
   }
@@ -1114,7 +1111,10 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 }
 
-/** Tasks that wait for something of a socket, each for a promise of its own: one that is cancelled leaves nothing there. */
+/**
+ * Tasks that wait for something of a socket, each for a promise of its own: one that is cancelled leaves nothing here. (It
+ * does with what the platform has begun, until that ends.)
+ */
 type Waiters<T> = Set<PromiseWithResolvers<T>>;
 
 /** Waits as one of `waiters`; `begin` begins what it waits for. */
@@ -1371,7 +1371,7 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
     if (!this.#received) throw new WouldBlock(`Cannot recv on ${this}: nothing has arrived`);
     const [data, addr] = this.#received;
     this.#received = null;
-    return [data.length > maxBytes ? data.subarray(0, maxBytes) : data, addr];
+    return [data.subarray(0, maxBytes), addr];
   }
 
   /**
@@ -1494,7 +1494,7 @@ class Pipe {
     const writer = this.#writer;
     if (!writer) return;
     const n = Math.min(writer.data.length, PIPE_SIZE - this.#to);
-    if (n === 0 && writer.data.length > 0 && !this.#writeError) return;
+    if (n === 0 && !this.#writeError) return;
     this.#writer = null;
     if (this.#writeError) return writer.reject(this.#writeError);
     this.#buffer.set(writer.data.subarray(0, n), this.#to);
@@ -1694,7 +1694,7 @@ const denoNetwork: Network = {
       throw new Deno.errors.NotSupported("Cannot open a datagram socket: Deno needs the flag --unstable-net for it");
     }
     return open("receive on", options, () => {
-      return new DatagramSocket(unstable.listenDatagram!({ ...options, transport: "udp" }));
+      return new DatagramSocket(unstable.listenDatagram!(Object.create(options, { transport: { value: "udp" } })));
     });
   },
 };
@@ -1821,7 +1821,8 @@ async function dial(options: Deno.ConnectOptions, ours: AbortSignal, theirs?: Ab
   signal.throwIfAborted = () => {};
   let conn: Deno.Conn;
   try {
-    conn = await Deno.connect({ ...options, signal } as Deno.ConnectOptions);
+    // (Not a copy of them: options may be inherited.)
+    conn = await Deno.connect(Object.create(options, { signal: { value: signal } }));
   } catch (error) {
     throw signal.aborted ? signal.reason : error;
   }
@@ -1834,10 +1835,9 @@ async function dial(options: Deno.ConnectOptions, ours: AbortSignal, theirs?: Ab
 
 /** In two steps: `Deno.connectTls` would go on with an attempt that nobody wants any more, perhaps for minutes. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
-  const { hostname = "127.0.0.1", port, cert, key } = options;
+  const { cert, key } = options;
   if (cert ?? key) return Deno.connectTls(options as Deno.ConnectTlsOptions); // The other way has no place for them.
-  const plain = { ...options, hostname, port, transport: "tcp" } as Deno.ConnectOptions;
-  const conn = await dial(plain, signal) as Deno.TcpConn;
+  const conn = await dial(Object.create(options, { transport: { value: "tcp" } }), signal) as Deno.TcpConn;
   try {
     return await Deno.startTls(conn, options as Deno.StartTlsOptions);
   } catch (error) {

@@ -1032,6 +1032,12 @@ Deno.test("N9 a connect that is cancelled gives up its attempt, and closes what 
   }
 });
 
+Deno.test("N9 options of connect may be inherited", needs({ net: true }), () =>
+  run(function* () {
+    using listener = listen(Object.create({ hostname: "127.0.0.1", port: 0 }));
+    (yield* connect(Object.create(listener.addr))).abort();
+  }));
+
 Deno.test("N9 mistakes are told where they are made", needs({ net: true }), () =>
   run(function* (loop) {
     for (const port of [-1, 65536, 1.5, NaN, "80"] as number[]) {

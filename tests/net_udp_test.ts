@@ -87,6 +87,11 @@ if (flagged) {
       }),
   );
 
+  Deno.test("N14 options of datagram may be inherited", granted, () => {
+    using socket = datagram(Object.create(LOCAL));
+    assertEquals((socket.addr as Deno.NetAddr).hostname, "127.0.0.1");
+  });
+
   Deno.test("N14 IPv6 works as IPv4 does", granted, () =>
     run(function* (loop) {
       using left = datagram({ hostname: "::1", port: 0 });
