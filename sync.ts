@@ -114,8 +114,8 @@ export class Lock {
 
   /**
    * Waits until the lock is free and takes it. The guard it returns releases it, once:
-   * `using guard = yield* lock.acquire()`. (Without `yield*` that locks nothing, and no type says so.) Without `using` it
-   * stays taken until {@linkcode release}, even when its task has ended.
+   * `using guard = yield* lock.acquire()`. (Without `yield*` that is a `TypeError`, of which no type warns.) Without `using`
+   * it stays taken until {@linkcode release}, even when its task has ended.
    *
    * @throws {Error} If the task holds it already: it would wait for itself.
    */
@@ -215,7 +215,7 @@ export class Semaphore {
 
   /**
    * Waits for a free slot and takes it. The guard it returns releases it, once: `using slot = yield* semaphore.acquire()`.
-   * (Without `yield*` that takes nothing, and no type says so.)
+   * (Without `yield*` that is a `TypeError`, of which no type warns.)
    */
   *acquire(): Coroutine<Disposable> {
     if (this.#value === 0) {
@@ -253,6 +253,16 @@ export class Semaphore {
   #handOver(): void {
     if (!this.#waiters.unpark()) this.#value++;
   }
+}
+
+// A generator has a `[Symbol.dispose]` of its own: so `using guard = lock.acquire()`, its `yield*` forgotten, would pass, and
+// hold nothing.
+for (const { acquire } of [Lock.prototype, Semaphore.prototype]) {
+  Object.defineProperty(acquire.prototype, Symbol.dispose, {
+    get(): never {
+      throw new TypeError("Cannot use a coroutine as a guard: write `using guard = yield* lock.acquire()`");
+    },
+  });
 }
 
 // -------------------------------------

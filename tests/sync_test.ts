@@ -328,6 +328,18 @@ function* usesSlot(semaphore: Semaphore, log: string[], name: string): Coroutine
   log.push(name);
 }
 
+Deno.test("S1 a guard whose yield* was forgotten is refused where it is written", () => {
+  for (const exclusive of [new Lock(), new Semaphore(1), new Condition()]) {
+    assertThrows(
+      () => {
+        using _guard = exclusive.acquire();
+      },
+      TypeError,
+      "write `using guard = yield* lock.acquire()`",
+    );
+  }
+});
+
 Deno.test("S1 a semaphore hands its slot to who has waited longest", async () => {
   await simulate(function* ({ loop }) {
     const semaphore = new Semaphore(1);
