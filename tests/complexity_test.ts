@@ -22,10 +22,12 @@ import {
   sleep,
   Socket,
   socketPair,
+  Stream,
   type Task,
   taskGroup,
   until,
 } from "../mod.ts";
+import { PieceSocket } from "./pieces.ts";
 import { random, type Simulation, simulation } from "./world.ts";
 
 const TENFOLD = [10, 100, 1000];
@@ -423,6 +425,39 @@ Deno.test("N7 a message takes one read, one write, a wait for each and two regis
     assertEquals(Heard.waits, n * (2 * messages + 1));
     // What comes at the same time is served in the same turn.
     assert(world.counts.poll <= 12 * messages, `${n} connections: ${world.counts.poll} polls`);
+  }
+});
+
+/** What each call of a method that is built in was given while `main` ran. */
+async function calls(prototype: any, method: string, main: () => Coroutine<any>): Promise<any[][]> {
+  const given: any[][] = [];
+  const original = prototype[method];
+  prototype[method] = function (...args: any[]) {
+    given[given.length] = args;
+    return original.apply(this, args);
+  };
+  try {
+    await count(main);
+  } finally {
+    prototype[method] = original;
+  }
+  return given;
+}
+
+Deno.test("ST3 a byte is copied three times at most, however many pieces come before all is there", async () => {
+  for (const n of TENFOLD) {
+    const stream = new Stream(new PieceSocket(...Array(n).fill("x".repeat(100))).end());
+    const copies = await calls(Object.getPrototypeOf(Uint8Array.prototype), "set", () => stream.readAll());
+    const copied = copies.reduce((sum, [data]) => sum + data.length, 0);
+    assert(copied <= 3 * 100 * n, `${n} pieces: ${copied} bytes copied`);
+  }
+});
+
+Deno.test("ST3 where a delimiter repeats itself is looked up once, however often it begins in vain", async () => {
+  for (const n of TENFOLD) {
+    const stream = new Stream(new PieceSocket("a".repeat(20 + n) + "b"));
+    const found = await calls(Array.prototype, "push", () => stream.readUntil("a".repeat(20) + "b"));
+    assert(found.length < 40, `begun ${n} times: ${found.length} steps`);
   }
 });
 

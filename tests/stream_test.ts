@@ -26,6 +26,7 @@ import {
   socketPair,
   Stream,
   type StreamOptions,
+  TaskError,
   TimeoutError,
   until,
   WouldBlock,
@@ -144,6 +145,9 @@ Deno.test("ST1 the LimitError comes as soon as the line is too long, without wai
     const split = ended([`${"x".repeat(60)}\r`], { limit: 20 });
     yield* thrown(LimitError, split.readUntil("\r\n\r\n"));
     assertEquals(split.buffered, 0); // Nor does what may be a part of the delimiter.
+    const over = ended(["123456789\nnext"], { limit: 8 });
+    yield* thrown(LimitError, over.readLine());
+    assertEquals(over.buffered, 4); // But what is behind it does.
     // The rest is dropped by whatever reads next, also if that is cancelled meanwhile.
     sock.feed("abc");
     assertEquals(yield* moveOnAfter(10, stream.readLine()), undefined);
@@ -276,13 +280,15 @@ Deno.test("ST3 readUntil is not led astray by a false start of the delimiter", a
 
 Deno.test("ST3 readUntil finds a delimiter that begins within a false start, and that within another", async () => {
   // Where "aabaaa" does not go on as wanted, its last "aa" may still be a beginning. To know that, the delimiter is looked
-  // for in itself, and "aab" turns out to be a false start there.
-  for (const pieces of [["aabaaabaaaa-x"], [..."aabaaabaaaa-x"]]) {
-    await run(function* () {
-      const stream = ended(pieces);
-      assertEquals(text(yield* stream.readUntil("aabaaaa")), "aabaaabaaaa");
-      assertEquals(text(yield* stream.readAll()), "-x");
-    });
+  // for in itself, and "aab" turns out to be a false start there; as "abab" does in the second, and "ab" in that.
+  for (const [delimiter, found] of [["aabaaaa", "aabaaabaaaa"], ["ababaaa", "ababaababaaa"]]) {
+    for (const pieces of [[`${found}-x`], [...`${found}-x`]]) {
+      await run(function* () {
+        const stream = ended(pieces);
+        assertEquals(text(yield* stream.readUntil(delimiter)), found);
+        assertEquals(text(yield* stream.readAll()), "-x");
+      });
+    }
   }
 });
 
@@ -357,11 +363,14 @@ Deno.test("ST3 readAll with a limit: LimitError beyond it, and what has arrived 
 
 Deno.test("ST3 read after readLine gives the rest of the packet, then what comes next", async () => {
   await run(function* () {
-    const stream = ended(["one\nrest", "next"]);
+    const piece = bytes("one\nrest");
+    const stream = ended([piece, "next"]);
     assertEquals(yield* stream.readLine(), "one");
-    assertEquals(text(yield* stream.read(2)), "re");
+    const part = yield* stream.read(2);
+    assertEquals([text(part), part.buffer === piece.buffer], ["re", true]); // It was not copied.
     assertEquals(text(yield* stream.read()), "st");
     assertEquals(text(yield* stream.read(3)), "nex");
+    assertEquals(stream.buffered, 0); // The socket was not asked for more.
     assertEquals(text(yield* stream.read()), "t");
     assertEquals((yield* stream.read()).length, 0);
   });
@@ -483,10 +492,20 @@ Deno.test("N4 after close every use is ClosedError, also of what lies in the buf
     yield* stream.readLine();
     stream.close();
     stream.close();
-    assert(sock.closed);
-    const uses = [stream.read(), stream.readLine(), stream.readExactly(0), stream.readUntil("-"), stream.readAll()];
-    for (const use of [...uses, stream.write("x"), stream.closeWrite()]) {
-      assertStringIncludes((yield* thrown(ClosedError, use as Coroutine<unknown>)).message, "it is closed");
+    assertEquals([sock.closed, stream.buffered], [true, 0]);
+    const reads = [stream.read(), stream.readLine(), stream.readExactly(0), stream.readUntil("-"), stream.readAll()];
+    const uses = {
+      "read from": reads,
+      "write to": [stream.write("x")],
+      "close the write side of": [stream.closeWrite()],
+    };
+    for (const [does, coros] of Object.entries(uses)) {
+      for (const coro of coros as Coroutine<unknown>[]) {
+        assertEquals(
+          (yield* thrown(ClosedError, coro)).message,
+          `Cannot ${does} the stream of socket ${sock.id}: it is closed`,
+        );
+      }
     }
   });
 });
@@ -575,7 +594,7 @@ Deno.test("limits, counts, delimiters and data that are none are refused, and th
   for (const limit of [0, -1, NaN, "10" as never]) {
     assertThrows(() => new Stream(new PieceSocket(), { limit }), RangeError, `${limit}`);
   }
-  for (const wrong of [undefined, null, {}, 8080] as never[]) {
+  for (const wrong of [undefined, null, {}, 8080, Promise.reject(new Error("unheard"))] as never[]) {
     assertThrows(() => new Stream(wrong), TypeError, "it is not a socket");
   }
   await run(function* () {
@@ -584,16 +603,19 @@ Deno.test("limits, counts, delimiters and data that are none are refused, and th
       yield* thrown(RangeError, stream.readExactly(n));
       yield* thrown(RangeError, stream.read(n));
     }
-    yield* thrown(RangeError, stream.read(0));
     for (const limit of [-1, NaN, null as any]) yield* thrown(RangeError, stream.readAll(limit));
+    assertEquals(yield* ended(["1\n"], { limit: 1 }).readLine(), "1");
     assertStringIncludes((yield* thrown(RangeError, stream.read("5" as any))).message, 'Cannot read "5" bytes');
     yield* thrown(TypeError, stream.readUntil(""));
-    yield* thrown(TypeError, stream.readUntil(10 as any));
+    const { message } = yield* thrown(TypeError, stream.readUntil(10 as any));
+    assertEquals(message, "Cannot read until 10: it must be a string or a Uint8Array");
     for (const data of [{}, null] as any[]) {
       const { message } = yield* thrown(TypeError, stream.write(data));
-      assertStringIncludes(message, "it must be a string or a Uint8Array");
+      assert(/^Cannot write .*: it must be a string or a Uint8Array$/.test(message), message);
     }
-    assertEquals(text(yield* stream.readAll()), "abc");
+    assertEquals(text(yield* stream.readExactly(1)), "a");
+    yield* thrown(RangeError, stream.read(0)); // It is no end of the stream.
+    assertEquals(text(yield* stream.readAll()), "bc");
   });
 });
 
@@ -616,6 +638,16 @@ Deno.test("C2 a read at the end of a stream, or of nothing, is a cancellation po
   });
 });
 
+Deno.test("C2 every read is one op: what is here, or at the end, is not waited for", async () => {
+  const ops: string[] = [];
+  await simulate(function* () {
+    const stream = ended(["a\nb\n"]);
+    const reads = [stream.readExactly(0), stream.readExactly(2), stream.readExactly(0), stream.readUntil("\n")];
+    for (const read of [...reads, stream.readLine(), stream.readLine()]) yield* read as Coroutine<unknown>;
+  }, { trace: ({ op }) => void ops.push(op) });
+  assertEquals(ops, ["checkpoint", "read_wait", "checkpoint", "checkpoint", "read_wait", "checkpoint"]);
+});
+
 // ---- Writing -------------------------------------------------------------------------------------------------------
 
 Deno.test("write sends all of it in order, however little the socket takes at a time; strings as UTF-8", async () => {
@@ -635,6 +667,7 @@ Deno.test("write sends all of it in order, however little the socket takes at a 
 Deno.test("C2 closeWrite has no effect on a socket that cannot, but is a cancellation point; abort closes one", async () => {
   await run(function* () {
     const sock = new PieceSocket("abc").end();
+    assert(new Stream(sock).closeWrite().next().done); // Else it is what the socket does and no more.
     Object.assign(sock, { closeWrite: undefined, abort: undefined });
     const stream = new Stream(sock);
     yield* stream.closeWrite();
@@ -646,7 +679,7 @@ Deno.test("C2 closeWrite has no effect on a socket that cannot, but is a cancell
     });
     const ending = runningLoop().createTask(thrown(ClosedError, stream.closeWrite()));
     yield* checkpoint();
-    stream.abort();
+    yield* until(stream.writable.abort()); // That is stream.abort().
     yield* ending.join();
     assert(sock.closed);
   });
@@ -684,6 +717,9 @@ Deno.test("readable is a web stream of what is left, and reads nothing ahead", a
     assertEquals(yield* stream.readLine(), "rosts");
     assertEquals(yield* until(new Response(readable).text()), "last");
     assert(stream.readable === readable);
+    const over = ended(["toolong", "er\nnext"], { limit: 4 });
+    yield* thrown(LimitError, over.readLine());
+    assertEquals(yield* until(new Response(over.readable).text()), "next"); // Too long a line is dropped here too.
   });
 });
 
@@ -740,14 +776,30 @@ Deno.test("readable goes through CompressionStream and back, writable through pi
 });
 
 Deno.test("ST3 what was transferred with what a read returned is missed once, and the stream goes on", async () => {
+  for (const begun of [false, true]) {
+    await run(function* () {
+      const sock = new PieceSocket("headbody", "more");
+      const stream = new Stream(sock);
+      const head = yield* stream.readExactly(4);
+      const reading = stream.read();
+      if (begun) reading.next(); // by hand, up to its op
+      structuredClone(head, { transfer: [head.buffer] });
+      assertStringIncludes((yield* thrownBy(reading)).message, "its last 4 bytes are lost");
+      assertEquals(stream.buffered, 0);
+      const more = yield* stream.read();
+      assertEquals(text(more), "more");
+      structuredClone(more, { transfer: [more.buffer] }); // Nothing was behind it.
+      sock.feed("line\n");
+      assertEquals(yield* stream.readLine(), "line");
+    });
+  }
   await run(function* () {
-    const sock = new PieceSocket("headbody", "more");
-    const stream = new Stream(sock);
+    const stream = ended(["headtoolong-", "-more--next"], { limit: 4 });
     const head = yield* stream.readExactly(4);
+    yield* thrown(LimitError, stream.readUntil("--")); // The first half of its end is still here.
     structuredClone(head, { transfer: [head.buffer] });
-    assertStringIncludes((yield* thrownBy(stream.read())).message, "its last 4 bytes are lost");
-    assertEquals(stream.buffered, 0);
-    assertEquals(text(yield* stream.read()), "more");
+    assertStringIncludes((yield* thrownBy(stream.read())).message, "its last 1 bytes are lost");
+    assertEquals(text(yield* stream.read()), "next");
   });
 });
 
@@ -815,6 +867,23 @@ Deno.test("a pipe that is cancelled gives its stream back, and drops the connect
     yield* checkpoint(); // Its read ends.
     from.feed("def");
     assertEquals(text(yield* failAfter(10, source.read())), "def");
+  });
+});
+
+Deno.test("C7 a readable is cancelled, with its reason, when the read it had begun has ended", async () => {
+  await simulate(function* ({ loop }) {
+    const stream = new Stream(new PieceSocket());
+    const reader = stream.readable.getReader();
+    const reading = reader.read();
+    const cancelled = until(async () => {
+      await platformTurn(); // It waits.
+      const task = [...loop.tasks].find((task) => task.name === `readable of ${stream}`)!;
+      await reader.cancel("enough");
+      assert(task.done);
+      await task;
+    });
+    assertEquals(((yield* thrown(TaskError, cancelled)).cause as Cancelled).reason, "enough");
+    assert((yield* until(reading)).done);
   });
 });
 
@@ -921,6 +990,11 @@ Deno.test("N15 a web stream that fails, or outlives its loop, leaves no unhandle
     const broken = new Stream(new PieceSocket().breakWith(new Error("reset by the peer")));
     const error = yield* thrown(Error, until(new Response(broken.readable).text()) as Coroutine<unknown>);
     assertEquals(error.message, "reset by the peer");
+    const sock = new PieceSocket();
+    sock.closeWrite = function* () {
+      throw error;
+    };
+    assertEquals(yield* thrown(Error, until(new Stream(sock).writable.getWriter().close())), error);
     late = new Stream(new PieceSocket()).readable;
     late.getReader().read().catch(() => {});
     yield* until(platformTurn());
