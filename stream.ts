@@ -272,7 +272,8 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {TypeError} If `delimiter` is empty, or neither a string nor a `Uint8Array`.
    */
   *readUntil(delimiter: string | Uint8Array): Coroutine<Uint8Array<ArrayBuffer>> {
-    const bytes = toBytes("read until", delimiter).slice(); // The caller's may change while this waits.
+    // The caller's may change while this waits. (The `slice` of a Node `Buffer` is no copy.)
+    const bytes = new Uint8Array(toBytes("read until", delimiter));
     if (bytes.length === 0) throw new TypeError("Cannot read until an empty delimiter: it would be found everywhere");
     using _reading = this.#beginReading();
     yield* this.#begin();
@@ -337,7 +338,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
       const at = search.next(bytes);
       let length = at >= 0 ? at : bytes.length;
       if (at < 0 && !ended) length -= search.begun; // Its rest may still come.
-      if (delimiter === NEWLINE && (at >= 0 || !ended)) length = lineEnd(bytes, length);
+      if (delimiter === NEWLINE && !ended) length = lineEnd(bytes, length);
       if (length > this.limit) {
         this.#skipping = delimiter;
         this.#drop();
@@ -373,6 +374,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
   }
 
   #take(n: number): Uint8Array<ArrayBuffer> {
+    if (n === 0) return new Uint8Array(0); // A view could be transferred, and with it EMPTY, which is every stream's.
     const bytes = this.#buffer.subarray(this.#from, this.#from + n);
     this.#from += n;
     if (this.#from === this.#to) this.#forget(); // An idle stream holds no memory.
@@ -535,7 +537,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     yield* this.#begin();
     if (this.#length === 0) yield* this.#fill();
     if (!isWanted()) return;
-    if (this.#length > 0) controller.enqueue(this.#take(Math.min(this.#length, READ_MAX)).slice());
+    if (this.#length > 0) controller.enqueue(new Uint8Array(this.#take(Math.min(this.#length, READ_MAX))));
     else controller.close();
   }
 
@@ -554,19 +556,19 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     const writables = this.#writables ??= new WeakMap();
     const known = writables.get(loop);
     if (known) return known;
-    const run = async (coro: Coroutine<void>) => {
+    const run = async (coro: Coroutine<void>, isData = true) => {
       try {
         await loop.createTask(coro, { name: `writable of ${this}` });
       } catch (error) {
         // Refused, it has sent nothing; after half a chunk there must be no next one.
-        if (error instanceof BusyError || error instanceof TypeError) writables.delete(loop);
+        if (error instanceof BusyError || !isData) writables.delete(loop);
         throw error;
       }
     };
     const writable = new WritableStream({
       // A web stream calls `abort` only after the write under way; one to a peer that does not read never ends.
       start: ({ signal }) => signal.addEventListener("abort", () => this.abort()),
-      write: (chunk) => run(this.write(chunk)),
+      write: (chunk) => run(this.write(chunk), typeof chunk === "string" || chunk instanceof Uint8Array),
       close: () => run(this.closeWrite()),
     });
     writables.set(loop, writable);
@@ -801,8 +803,11 @@ class Server<S extends StreamSocket, A extends Addr> {
       yield* untilAskedToEnd(acceptor);
     } finally {
       const isOurs = !(acceptor?.error instanceof BusyError); // If busy, it belongs to whoever accepts from it.
-      if (isOurs) this.#listener.close();
-      yield* this.#drain(handlers);
+      try {
+        if (isOurs) this.#listener.close();
+      } finally {
+        yield* this.#drain(handlers);
+      }
       if (isOurs && this.#listener.waitClosed) yield* shield(this.#listener.waitClosed());
     }
   }

@@ -948,6 +948,18 @@ Deno.test("N12 serve waits for its listener's address though it was cancelled", 
   });
 });
 
+Deno.test("N12 a server drains though its listener throws as it is closed", async () => {
+  await serving(forever, { drainTimeout: 5 }, function* ({ listener, server, sim }) {
+    const wrong = new Error("of close");
+    const [sock] = sockets(1);
+    listener.push(sock, new TypeError("mine"));
+    listener.close = () => {
+      throw wrong;
+    };
+    assertEquals([yield* failure(server), sock.closed, [...sim.loop.tasks].length], [wrong, true, 1]);
+  });
+});
+
 Deno.test("N12 a handler between two requests hears of the signal by a scope, and the server is drained at once", async () => {
   const stop = new AbortController();
   const { signal } = stop;

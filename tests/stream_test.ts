@@ -3,6 +3,7 @@
  */
 
 import { assert, assertEquals, assertInstanceOf, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import { Buffer } from "node:buffer";
 import {
   all,
   BusyError,
@@ -338,7 +339,7 @@ Deno.test("ST3 the caller of readUntil may change the delimiter", async () => {
   });
   await simulate(function* ({ loop }) {
     const sock = new PieceSocket("one");
-    const delimiter = bytes("--");
+    const delimiter = Buffer.from("--"); // Its `slice` is no copy.
     const reading = loop.createTask(new Stream(sock).readUntil(delimiter));
     yield* sleep(1);
     delimiter.fill(0);
@@ -828,6 +829,18 @@ Deno.test("ST3 what is transferred while a read waits is missed once, and what c
   }
 });
 
+Deno.test("ST3 what a read returned at the end, or of nothing, may be transferred, and no stream misses anything", async () => {
+  await run(function* () {
+    const stream = new Stream(new PieceSocket("abc"));
+    assertEquals(text(yield* stream.readExactly(1)), "a");
+    for (const nothing of [yield* ended([]).read(), yield* stream.readExactly(0)]) {
+      structuredClone(nothing, { transfer: [nothing.buffer] });
+    }
+    assertEquals(text(yield* stream.read()), "bc");
+    assertEquals(yield* ended(["a line"]).readLine(), "a line");
+  });
+});
+
 Deno.test("ST5 what the web stream gives out may be transferred, and is 64 KiB at most", async () => {
   await run(function* () {
     const stream = new Stream(new PieceSocket(...Array(4).fill("x".repeat(25_000))));
@@ -839,6 +852,9 @@ Deno.test("ST5 what the web stream gives out may be transferred, and is 64 KiB a
       structuredClone(value, { transfer: [value!.buffer] });
     }
     stream.close();
+    const piece = Buffer.from("abc"); // Its `slice` is no copy.
+    const { value } = yield* until(ended([piece]).readable.getReader().read());
+    assert(value!.buffer !== piece.buffer);
   });
 });
 
@@ -981,6 +997,18 @@ Deno.test("C7 a writable that failed in the middle of a chunk stays so: nothing 
     yield* thrown(TypeError, until(async () => await stream.writable.getWriter().write("next"))); // It is locked for good.
     left.abort();
     right.abort();
+  });
+  await run(function* () {
+    const sock = new PieceSocket();
+    sock.room = 2;
+    const stream = new Stream(sock);
+    const chunk = new Uint8Array(6);
+    const writing = stream.writable.getWriter().write(chunk).catch((error) => error);
+    while (sock.written.length === 0) yield* checkpoint();
+    structuredClone(chunk, { transfer: [chunk.buffer] });
+    assertInstanceOf(yield* until(writing), TypeError);
+    yield* thrown(TypeError, until(async () => await stream.writable.getWriter().write("next")));
+    assertEquals(sock.written, [new Uint8Array(2)]);
   });
 });
 
