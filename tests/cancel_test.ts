@@ -491,6 +491,12 @@ Deno.test("C2 K8 the errors of a group whose owner was given up are reported", a
     yield* sleep(1);
     throw "child";
   }
+  let attempts = 0;
+  function* failing(): Coroutine {
+    const attempt = ++attempts;
+    yield* thrownBy(sleep(1e6));
+    throw attempt;
+  }
   await simulate(function* ({ loop }) {
     const inBody = loop.createTask(taskGroup(function* (group) {
       group.createTask(child());
@@ -508,13 +514,26 @@ Deno.test("C2 K8 the errors of a group whose owner was given up are reported", a
         })
       );
     }));
+    const unreturnable = loop.createTask(taskGroup(function* (group) {
+      for (;;) {
+        try {
+          yield* group.start(failing);
+        } finally {
+          // deno-lint-ignore no-unsafe-finally -- neither a Cancelled nor a return ends this
+          continue;
+        }
+      }
+    }));
     yield* sleep(10);
     inStart.cancel();
+    unreturnable.cancel();
     yield* inBody.wait();
     yield* inStart.wait();
+    yield* unreturnable.wait();
   }, { errors });
-  assert(errors.some(({ error }) => error === "child"));
+  assert(errors.some(({ error, task }) => error === "child" && task !== null));
   assert(errors.some(({ error }) => error === "start"));
+  assert(errors.some(({ error }) => error === attempts));
 });
 
 Deno.test("C2 K8 what the loser of a race throws is reported, if who raced was given up", async () => {

@@ -658,7 +658,7 @@ Deno.test("G2 more than one real error: AggregateError with all of them, in the 
       group.createTask(failing(10, errors[0]));
     }));
     assertInstanceOf(error, AggregateError);
-    assertEquals(error.errors, errors);
+    assertEquals([error.message, error.errors], ["Several tasks failed", errors]);
     for (const [i, inner] of error.errors.entries()) assertStrictEquals(inner, errors[i]);
   });
 });
@@ -956,6 +956,7 @@ Deno.test("N15 a promise that rejects before anybody waits for it is heard, thou
     const scope = yield* cancelScope(function* (scope) {
       yield* taskGroup(function* (own) {
         group = own;
+        assertThrows(() => own.createTask(rejecting(), { scope } as never), TypeError, "it lives in the group's");
       });
       return scope;
     });
@@ -1003,7 +1004,9 @@ Deno.test("G5 what is not a coroutine is refused, and the group goes on", async 
     yield* taskGroup(function* (group) {
       assertThrows(() => group.createTask(sleep as unknown as Coroutine), TypeError, "call it");
       assertEquals(group.size, 0);
-      yield* group.createTask(sleep(1)).join();
+      const task = group.createTask(sleep(1), { name: "named" });
+      assertEquals(task.name, "named");
+      yield* task.join();
     });
   });
 });
@@ -1140,6 +1143,7 @@ Deno.test("G6 race: who is cancelled alone has not won", async () => {
       return "not reached";
     }
     assertEquals(yield* race([gone(), after(10, "winner")]), "winner");
+    assertInstanceOf(yield* thrownBy(race([gone()])), TaskError);
   });
 });
 
@@ -1156,7 +1160,9 @@ Deno.test("G6 race: an error that comes first is thrown, an error of a loser's c
       }
     }
     assertEquals(yield* thrownBy(race<unknown>([after(1, "winner"), bad()])), "cleanup");
-    assertInstanceOf(yield* thrownBy(race([])), TypeError);
+    const error = yield* thrownBy(race([]));
+    assertInstanceOf(error, TypeError);
+    assertEquals(error.message, "Cannot race no coroutines: nobody would win");
   });
 });
 
@@ -1699,6 +1705,19 @@ for (const way of ["returns", "is cancelled"]) {
   });
 }
 
+Deno.test("T1 G1 G6 a block adds no op but the wait for its tasks", async () => {
+  const ops: string[] = [];
+  await simulate(function* () {
+    yield* all([sleep(1)]);
+    yield* taskGroup(function* (group) {
+      group.createTask(sleep(2));
+    });
+    yield* thrownBy(failAfter(5, sleep(10)));
+  }, { trace: ({ op, args }) => void ops.push(`${op} ${args}`) });
+  const wait = "park the tasks of its group";
+  assertEquals(ops, [wait, "sleep 1", wait, "sleep 2", "sleep 10"]);
+});
+
 // ---- Wrong arguments -------------------------------------------------------------------------------------------------
 
 Deno.test("K6 cancelScope and taskGroup say where they are written that they take a function", () => {
@@ -1888,6 +1907,18 @@ Deno.test("G4 a start that is cancelled cancels its task, though that says just 
       assertEquals(yield* moveOnAfter(0, group.start(quick)), undefined);
       assertEquals([group.size, log, loop.time()], [0, ["closed"], 0]);
     });
+    // What its cleanup throws is the group's, and not the start's as well.
+    let value: unknown = "not reached";
+    const block = taskGroup(function* (group) {
+      value = yield* moveOnAfter(
+        0,
+        group.start<void>(function* (started) {
+          started();
+          yield* dirty();
+        }),
+      );
+    });
+    assertEquals([(yield* thrownBy(block)).message, value], ["cleanup", undefined]);
   });
 });
 
@@ -1959,13 +1990,16 @@ Deno.test("C4 T4 a group in which nothing was started keeps what its body has go
 });
 
 /** What a group makes of what its body returns, if it is cancelled from further out once its only task was ended by `how`. */
-function* keptAfter(how: (group: TaskGroup, task: Task) => void): Coroutine<string | undefined> {
+function* keptAfter(
+  how: (group: TaskGroup, task: Task, outer: CancelScope) => void,
+  coro: Coroutine<unknown> = sleep(Infinity),
+): Coroutine<string | undefined> {
   let got: string | undefined;
   yield* cancelScope(function* (outer) {
     got = yield* taskGroup(function* (group) {
-      const task = group.createTask(sleep(Infinity));
+      const task = group.createTask(coro);
       yield* checkpoint();
-      how(group, task);
+      how(group, task, outer);
       yield* shield(task.wait());
       outer.cancel();
       return "item";
@@ -1978,6 +2012,8 @@ Deno.test("C4 G4 a body keeps what it has got though a task was cancelled by its
   await simulate(function* () {
     assertEquals(yield* keptAfter((_, task) => task.cancel()), "item");
     assertEquals(yield* keptAfter((group) => group.cancel()), "item");
+    // A task that returns the Cancelled was not ended by it.
+    assertEquals(yield* keptAfter((_group, _task, outer) => outer.cancel(), thrownBy(sleep(Infinity))), "item");
   });
 });
 

@@ -272,7 +272,22 @@ Deno.test("S2 a guard releases once, and never what another task holds", async (
     slot[Symbol.dispose]();
     slot[Symbol.dispose]();
     assertEquals(semaphore.value, 1);
+    const again = yield* semaphore.acquire();
+    semaphore.release();
+    assertThrows(() => again[Symbol.dispose](), Error, "no slot of it is taken");
   });
+});
+
+Deno.test("S2 a lock stays taken though its task has ended; its guard may release it anywhere, nothing else may", async () => {
+  const lock = new Lock();
+  let guard!: Disposable;
+  await simulate(function* () {
+    guard = yield* lock.acquire();
+  });
+  assertEquals([lock.locked, lock.held], [true, false]);
+  assertThrows(() => lock.release(), Error, "does not hold it");
+  guard[Symbol.dispose]();
+  assertFalse(lock.locked);
 });
 
 // ---- Semaphore -------------------------------------------------------------------------------------------------
@@ -307,8 +322,10 @@ Deno.test("S2 a semaphore with a max can be filled by release, from 0 too", asyn
     assertEquals(semaphore.value, 2);
     assertThrows(() => semaphore.release(), Error, "no slot of it is taken");
   });
-  for (const bad of [-1, 1.5, NaN, "1" as unknown as number]) assertThrows(() => new Semaphore(bad), RangeError);
-  assertThrows(() => new Semaphore(3, { max: 2 }), RangeError);
+  for (const bad of [-1, 1.5, NaN, "1" as unknown as number]) {
+    assertThrows(() => new Semaphore(bad), RangeError, "the value must be a whole number from 0 up");
+  }
+  assertThrows(() => new Semaphore(3, { max: 2 }), RangeError, "semaphore of 3: that is more than its max, 2");
   for (const max of [1.5, NaN, "2" as never]) assertThrows(() => new Semaphore(1, { max }), RangeError, "whole number");
 });
 
@@ -395,7 +412,7 @@ Deno.test("S3 notify refuses what is not a number of tasks", async () => {
     const condition = new Condition();
     using _guard = yield* condition.acquire();
     for (const bad of [-1, NaN, 1.5, "x", Symbol("s")] as number[]) {
-      assertThrows(() => condition.notify(bad), RangeError);
+      assertThrows(() => condition.notify(bad), RangeError, "tasks: the number must be a whole one from 0 up");
     }
     condition.notify(0);
   });
@@ -531,6 +548,8 @@ Deno.test("S3 waitFor looks again each time it is notified, and does not wait fo
     assert(looked >= 2);
     using _guard = yield* condition.acquire();
     yield* condition.waitFor(() => true);
+    assertEquals(yield* moveOnAfter(5, condition.waitFor(() => undefined as never)), undefined);
+    assertEquals(loop.time(), 5); // What is undefined, or null, does not hold.
   });
 });
 
@@ -552,8 +571,9 @@ Deno.test("S3 waitFor asks once at each look, so that a predicate may take what 
     condition.notify();
     condition.release();
     assertEquals(yield* task.join(), 2);
-    assertEquals(jobs, [3]);
     yield* condition.acquire();
+    yield* moveOnAfter(0, condition.waitFor(() => jobs.shift() !== undefined)); // Cancelled, it takes nothing.
+    assertEquals(jobs, [3]);
   });
 });
 
@@ -842,7 +862,9 @@ Deno.test("S4 join waits for every taskDone", async () => {
 });
 
 Deno.test("S4 sizes that are none are refused, undefined is an item like any other", async () => {
-  for (const bad of [-1, NaN, 1.5, "2" as unknown as number]) assertThrows(() => new Queue(bad), RangeError);
+  for (const bad of [-1, NaN, 1.5, "2" as unknown as number]) {
+    assertThrows(() => new Queue(bad), RangeError, "items: the number must be a whole one from 0 up");
+  }
   await simulate(function* () {
     const queue = new Queue<undefined>(1);
     yield* queue.put(undefined);
@@ -854,6 +876,7 @@ Deno.test("S4 sizes that are none are refused, undefined is an item like any oth
 
 Deno.test("S4 a LifoQueue gives what was put last", async () => {
   await simulate(function* () {
+    assertEquals([new LifoQueue().maxsize, new Queue(Infinity).maxsize], [Infinity, Infinity]);
     const queue = new LifoQueue<number>(3);
     for (const n of [1, 2, 3]) yield* queue.put(n);
     assertThrows(() => queue.putNowait(4), WouldBlock);
@@ -932,12 +955,27 @@ Deno.test("S4 in a PriorityQueue objects and symbols count as equal, whatever th
     for (const item of items) queue.putNowait(wrap(item));
     assertEquals(Array.from({ length: 5 }, () => queue.getNowait()), items.map(wrap));
   }
+  for (const [first, second] of [["b", ["a"]], [["b"], "a"], ["b", () => 1]]) {
+    const pair = new PriorityQueue<unknown>();
+    pair.putNowait(first);
+    pair.putNowait(second);
+    assertEquals(pair.getNowait(), first);
+  }
   const symbols = new PriorityQueue<symbol | number>();
   for (const item of [Symbol.iterator, 2, Symbol.asyncIterator]) symbols.putNowait(item);
   assertEquals(Array.from({ length: 3 }, () => symbols.getNowait()), [Symbol.iterator, 2, Symbol.asyncIterator]);
   const queue = new PriorityQueue<unknown>();
   for (const year of [2003, 2001, 2002]) queue.putNowait([new Date(year, 0), year]);
   assertEquals(Array.from({ length: 3 }, () => (queue.getNowait() as unknown[])[1]), [2001, 2002, 2003]);
+});
+
+Deno.test("S4 a PriorityQueue takes a comparison that gives fractions, or never says that two are equal", () => {
+  const items = [0.1, 0.3, 0.2, 0.9, 0.5, 0.8, 0.7];
+  for (const compare of [(a: number, b: number) => a - b, (a: number, b: number) => a < b ? -1 : 1]) {
+    const queue = new PriorityQueue<number>(0, compare);
+    for (const item of items) queue.putNowait(item);
+    assertEquals(items.map(() => queue.getNowait()), items.toSorted());
+  }
 });
 
 Deno.test("S4 a comparison that throws in a put or a get passes the slot or the item on to who waits next", async () => {
@@ -1326,6 +1364,23 @@ Deno.test("S1 tasks that wait for each other for ever are named with what they w
   );
 });
 
+Deno.test("K11 who waits for what will never come is named with the very wait", async () => {
+  const [empty, full] = [new Queue<number>(), new Queue<number>(1)];
+  full.putNowait(1);
+  const condition = new Condition();
+  function* wait(): Coroutine<void> {
+    using _guard = yield* condition.acquire();
+    yield* condition.wait();
+  }
+  const starting = taskGroup((group) => group.start(() => new Event().wait()));
+  const waits = [new Semaphore(0).acquire(), wait(), empty.get(), full.put(2), full.join(), starting];
+  const { ops } = await assertRejects(() => simulate(() => all<Coroutine<unknown>[]>(waits)), DeadlockError);
+  assertEquals(ops.slice(1).map((op) => String(op?.[1])), [
+    ...["Semaphore.acquire", "Condition.wait", "Queue.get", "Queue.put", "Queue.join"],
+    ...["a task to say that it has started", "Event.wait"],
+  ]);
+});
+
 Deno.test("S4 a get and a put that time out leave no trace", async () => {
   await simulate(function* ({ loop }) {
     const queue = new Queue<number>(1);
@@ -1408,6 +1463,7 @@ Deno.test("S1 lock, semaphore of one, condition and queue of one exclude each ot
 
 Deno.test("S3 a condition refuses a lock that is none, and a predicate that would have to wait itself", async () => {
   assertThrows(() => new Condition(5 as never), TypeError, "on 5: it is not a Lock");
+  assertThrows(() => new Condition({} as never), TypeError, "it is not a Lock");
   await simulate(function* () {
     const condition = new Condition();
     using _guard = yield* condition.acquire();
@@ -1419,9 +1475,8 @@ Deno.test("S3 a condition refuses a lock that is none, and a predicate that woul
         "Cannot wait for a predicate that has to wait itself: it must return a boolean at once",
       );
     }
-    assertEquals(
-      (yield* thrownBy(condition.waitFor(true as never))).message,
-      "Cannot wait for true: it is not a function",
-    );
+    const error = yield* thrownBy(condition.waitFor(true as never));
+    assertInstanceOf(error, TypeError);
+    assertEquals(error.message, "Cannot wait for true: it is not a function");
   });
 });
