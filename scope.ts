@@ -211,8 +211,9 @@ export class TaskGroup {
   ): Coroutine<V> {
     checkBody("group.start", body);
     this.#checkOpen();
+    const caller = currentTask();
     let said: { value: V } | null = null;
-    let waits = true; // Whether somebody is here to throw the error of a task that fails before it has said so.
+    let waits = true; // Whether the caller, if it has not ended, throws the error of a task that fails before it says so.
     let task: Task | null = null;
     const lot = new ParkingLot("a task to say that it has started");
     task = this.#start(
@@ -225,11 +226,10 @@ export class TaskGroup {
       options,
     );
     task.addDoneCallback((task) => {
-      this.#done(task, said || !waits || this.#isOrphaned ? task.error : undefined);
+      this.#done(task, said || !waits || caller.done ? task.error : undefined);
       lot.unpark();
     });
     // A caller that is cancelled already hears of it at its wait; by then the task would have begun one of its own.
-    const caller = currentTask();
     const cancelled = caller._scope._cancelledBy;
     if (cancelled) task.cancel(cancelled._error().reason);
     caller.loop._noteWait(task.loop);

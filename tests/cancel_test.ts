@@ -572,6 +572,30 @@ Deno.test("C2 G6 a task whose start nobody waits for any more is cancelled, and 
   }, { errors });
 });
 
+Deno.test("C2 G6 so is that of one whose start was given up though it could not even be returned", async () => {
+  let attempts = 0;
+  await simulate(function* () {
+    const error = yield* thrownBy(taskGroup(function* (group) {
+      function* failing(): Coroutine {
+        const attempt = ++attempts;
+        yield* thrownBy(sleep(1e6));
+        throw attempt;
+      }
+      yield* cancelledTask((function* (): Coroutine {
+        for (;;) {
+          try {
+            yield* group.start(failing);
+          } finally {
+            // deno-lint-ignore no-unsafe-finally -- neither a Cancelled nor a return ends this
+            continue;
+          }
+        }
+      })());
+    }));
+    assertEquals(error.errors.at(-1), attempts);
+  }, { errors: [] });
+});
+
 Deno.test("C2 a task that yields what cannot be looked at, and catches everything, is given up too", async () => {
   const errors: Simulation["errors"] = [];
   await simulate(function* () {

@@ -1876,6 +1876,21 @@ Deno.test("K8 what fails in a group whose block was ended by hand is reported", 
   assertEquals(errors.map((error) => (error as Error).message), ["boom"]);
 });
 
+Deno.test("K8 what fails in such a group is not reported if a start throws it", async () => {
+  await simulate(function* ({ loop }) {
+    let group!: TaskGroup;
+    const block = taskGroup(function* (own) {
+      group = own;
+      yield* sleep(1000);
+    });
+    block.next();
+    const starter = loop.createTask(thrownBy(group.start(() => failing(5, "boom"))));
+    yield* checkpoint();
+    block.return(undefined as never);
+    assertEquals(yield* starter.join(), "boom");
+  });
+});
+
 Deno.test("G1 start: ready twice before the task is there is that error, not another", async () => {
   await simulate(function* () {
     yield* taskGroup(function* (group) {
