@@ -64,7 +64,7 @@ import {
 const READ_MIN = 512;
 /** The same where `startTls` may take the connection, and so nothing is read ahead: most first answers in one piece. */
 const READ_MIN_PLAIN = 16384;
-/** The largest buffer that many small reads share, in bytes. */
+/** The largest buffer that many small reads share, in bytes; larger ones share twice their size. */
 const SLAB_MAX = 4096;
 /** The largest read, in bytes. */
 const READ_MAX = 65536;
@@ -715,8 +715,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   #read(): void {
     const rest = this.#slab.byteLength - this.#to;
     const full = this.#to > 0 && rest <= Math.max(this.#lastRead, this.#readSize >> 2);
-    // A slab that small reads fill is followed by a larger one: fresh memory is what costs most in such a read.
-    if (full) this.#slabSize = Math.min(this.#slabSize * 2, SLAB_MAX);
+    // A slab that is full is followed by a larger one, which more reads share: fresh memory is what costs most in them.
+    if (full) this.#slabSize = Math.min(this.#slabSize * 2, Math.max(2 * this.#readSize, SLAB_MAX), READ_MAX);
     this.#slabSize = Math.max(this.#slabSize, this.#readSize);
     if (full || this.#slab.byteLength !== this.#slabSize) {
       this.#slab = new ArrayBuffer(this.#slabSize);

@@ -616,6 +616,22 @@ Deno.test("N7 small messages share a slab, which grows to 4 KiB while they keep 
   assert(Math.max(...sizes) === 4 * KB && fresh.length < 10, `${sizes}`);
 });
 
+Deno.test("N7 large messages share slabs of 64 KiB", async () => {
+  const { conn, sock, selector } = fake();
+  selector.register(sock, EVENT_READ);
+  const slabs = new Set<ArrayBufferLike>();
+  for (let i = 0; i < 40; i++) {
+    await selector.select(0);
+    const n = Math.min(16 * KB, conn.readSizes.at(-1)!);
+    await conn.arrive(n);
+    const { buffer } = sock.recv(n);
+    if (i >= 10) slabs.add(buffer);
+  }
+  assertEquals([slabs.size, ...new Set([...slabs].map((slab) => slab.byteLength))], [10, 64 * KB]);
+  sock.abort();
+  selector.close();
+});
+
 Deno.test("N7 recvInto uses one slab over and over", async () => {
   const { conn, sock, selector } = fake();
   selector.register(sock, EVENT_READ);
