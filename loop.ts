@@ -327,13 +327,18 @@ export class Loop {
   #current: Task<any> | null = null;
   #nextId = 1;
   #live = 0;
+  /** Those whose ops are being taken back. */
+  #interrupting: Task<any>[] | null = null;
   /** Those that failed in this turn; an error that nobody takes is reported when the turn ends. */
   #failed: Task<any>[] = [];
 
   // The run under way.
   #running = false;
   #stopped = false;
-  /** Steps since the platform last turned, after how many to look at the clock again, and when it turned. */
+  /**
+   * Since the loop last let the platform turn: how many steps, after how many to look at the clock again, and when that was.
+   * (Not that it slept meanwhile: a sleep may end before the platform has turned.)
+   */
   #steps = 0;
   #lookAt = 1;
   #platformTurned = 0;
@@ -375,10 +380,11 @@ export class Loop {
    * Makes a task of `coro` and puts it in `ready`. May be called from anywhere, inside the loop or outside.
    *
    * @throws {TypeError} If `coro` is not a coroutine, or was given to be run before (a generator that was only stepped, by
-   * hand or by `yield*`, looks like a new one), or if `options.scope` is not a `CancelScope`.
+   * hand or by `yield*`, looks like a new one), if `options.name` is not a string, or `options.scope` not a `CancelScope`.
    * @throws {Error} If `options.scope` is a scope of another loop, or its block has ended.
    */
   createTask<T>(coro: Coroutine<T>, options?: TaskOptions): Task<T> {
+    if (options?.name !== undefined) checkName(options.name, coro);
     if (options?.scope) CancelScope._check(options.scope, this, coro);
     checkCoroutine(coro, "createTask");
     const task = new Task<T>(this, this.#nextId++, coro, options?.name, options?.scope ?? this.#root);
@@ -580,11 +586,12 @@ export class Loop {
     // -- I/O: tasks whose sockets are ready become ready
     // (By index: until it is compiled, `for (const [key] of events)` makes garbage of half a KiB for an idle connection.)
     for (let i = 0; i < events.length; i++) {
-      const key = events[i][0];
-      this.selector.unregister(key.fileobj, key.events);
-      if (!key.data?.op) continue; // It was cancelled while the select was under way.
-      if (key.fileobj.closed) this._fail(key.data, new ClosedError(`Cannot go on with ${key.fileobj}: it was closed`));
-      else this._wake(key.data);
+      const { fileobj, events: ready, data: task } = events[i][0];
+      this.selector.unregister(fileobj, ready);
+      if (!task?.op) continue; // It was cancelled while the select was under way.
+      // (Its loop may be another that had this selector before, and was stopped.)
+      if (fileobj.closed) task.loop._fail(task, new ClosedError(`Cannot go on with ${fileobj}: it was closed`));
+      else task.loop._wake(task);
     }
 
     // -- Time: tasks that slept long enough become ready, scopes past their deadline are cancelled
@@ -596,20 +603,19 @@ export class Loop {
     for (let i = 0; i < due; i++) this.#step(this.ready.popleft()!);
   }
 
-  /** The article's `op, *args = self.current_task.send(None)`. */
+  /** The article's `op, *args = self.current_task.send(None)`; what sends is `Task._step`. */
   #step(task: Task<any>): void {
     this.#current = task;
-    let result: IteratorResult<Op, unknown>;
+    let value: unknown;
     let done: boolean | undefined;
     try {
-      result = task._step();
-      done = result.done; // In here, as a coroutine made by hand may give something else.
+      ({ value, done } = task._step()); // In here, as a coroutine made by hand may give something else.
     } catch (error) {
       return this.#finish(task, error, true);
     }
-    if (done) return this.#finish(task, result.value, false);
+    if (done) return this.#finish(task, value, false);
     try {
-      this.#perform(task, result.value as Op);
+      this.#perform(task, value as Op);
     } catch (error) { // from a clock, or from an op that throws when it is looked at
       task._op ??= CHECKPOINT;
       this._fail(task, error);
@@ -848,8 +854,25 @@ export class Loop {
     if (other !== this) this.#fedByLoop = true;
   }
 
-  /** @ignore Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
-  _interrupt(task: Task<any>, by: CancelScope): void {
+  /**
+   * @ignore Interrupts those of `tasks` that are cancelled. To take an op back may call the program, which may cancel more:
+   * they come after these, as a chain of calls within calls would overflow the stack.
+   */
+  _interrupt(tasks: Task<any>[]): void {
+    if (this.#interrupting) {
+      for (const task of tasks) this.#interrupting.push(task);
+      return;
+    }
+    this.#interrupting = tasks;
+    try {
+      for (const task of tasks) if (task._scope._cancelledBy) this.#takeBack(task, task._scope._cancelledBy);
+    } finally {
+      this.#interrupting = null;
+    }
+  }
+
+  /** Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
+  #takeBack(task: Task<any>, by: CancelScope): void {
     const op = task._op;
     if (!op) return; // It is about to take a step, and hears of it at its next op.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
@@ -1796,7 +1819,7 @@ export class CancelScope {
       if (task?._op) waiting.push(task);
     }
     // Only now: taking an op back may call the program, which may cancel tasks and so move them in the tree.
-    for (const task of waiting) if (task._scope._cancelledBy) this.#loop._interrupt(task, task._scope._cancelledBy);
+    this.#loop._interrupt(waiting);
   }
 
   /** Works out `_cancelledBy` anew, and says whether that has changed it. */
@@ -1815,7 +1838,8 @@ export class CancelScope {
     for (let scope: CancelScope | null = this; scope; scope = scope._parent) {
       if (scope.#deadline <= now && !scope.#left) passed.push(scope);
     }
-    while (passed.length > 0) passed.pop()!.cancel(DEADLINE); // The outermost first: the others then change nothing below.
+    // The outermost first: the others then change nothing below. Looked at again, as what that calls may move a deadline.
+    for (let scope = passed.pop(); scope; scope = passed.pop()) if (scope.#deadline <= now) scope.cancel(DEADLINE);
   }
 
   /** @ignore This scope and all that is below. */
@@ -2514,6 +2538,12 @@ function checkCoroutine(coro: any, taker: "createTask" | "call"): void {
   if (!isGenerator(coro)) throw noCoroutine(cannot, coro, (right) => `${taker}(${right})`);
   take(cannot, coro);
   if (coro instanceof SingleOp) hush(coro); // Its promise may reject before its task has begun.
+}
+
+function checkName(name: unknown, coro: unknown): void {
+  if (typeof name === "string") return;
+  hush(coro); // Nobody will wait for it.
+  throw new TypeError(`Cannot name a task ${kind(name)}: a name is a string`);
 }
 
 /** @ignore Returns `coro`, or throws `TypeError` if it is nothing `yield*` can run, or was run already. */

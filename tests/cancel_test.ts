@@ -632,6 +632,30 @@ Deno.test("C2 who catches different cancellations, each of its own scope, is not
 
 // ---- C3 ----------------------------------------------------------------------------------------------------------
 
+Deno.test("C3 a chain of cancellations, each made as the last is carried out, overflows no stack and loses no task", async () => {
+  await simulate(function* ({ loop }) {
+    const tasks: Task[] = [];
+    const took: string[] = [];
+    loop.addOp("chain", {
+      start() {},
+      cancel(task) {
+        const next = tasks[tasks.indexOf(task) + 1];
+        next?.cancel(`after ${task.id}`);
+        took.push(task.name);
+      },
+    });
+    function* link(): Coroutine {
+      yield ["chain"];
+    }
+    for (let i = 0; i < 5000; i++) tasks.push(loop.createTask(link(), { name: `${i}` }));
+    yield* checkpoint();
+    tasks[0].cancel();
+    assertEquals(took, tasks.map((task) => task.name));
+    for (const task of tasks) yield* task.wait();
+    assertEquals(tasks.filter((task) => task.cancelled).length, 5000);
+  });
+});
+
 Deno.test("C3 cancel is a request: idempotent, the first reason wins", async () => {
   await simulate(function* ({ loop }) {
     const task = loop.createTask(sleep(1e6));

@@ -20,6 +20,7 @@ import {
   type CancelScope,
   cancelScope,
   checkpoint,
+  ClosedError,
   connect,
   type Coroutine,
   currentTask,
@@ -1333,6 +1334,34 @@ Deno.test("K9 two loops that run at once cannot share a selector; one after the 
   assertEquals(await loop.run(value(2)), 2);
 });
 
+Deno.test("K9 who waits for a socket in a stopped loop is woken in it, though another has its selector by then", async () => {
+  const { loop, world } = simulation();
+  const other = new Loop({ clock: world, selector: world });
+  const [sock, closed] = [new FakeSocket(), Object.assign(new FakeSocket(), { closed: false })];
+  function* stops(): Coroutine {
+    yield* sleep(1);
+    loop.stop();
+  }
+  const waiting = loop.createTask(where(readWait(sock)));
+  const failing = loop.createTask(where(readWait(closed)));
+  loop.createTask(stops());
+  await loop.runForever();
+  sock.ready = EVENT_READ;
+  closed.closed = true;
+  closed.ready = EVENT_READ;
+  await other.run(sleep(1));
+  assertEquals([...loop.tasks].length, 2);
+  await loop.runForever();
+  assertStrictEquals(waiting.result(), loop);
+  assertInstanceOf(failing.error, ClosedError);
+});
+
+/** The loop that `coro` was woken in. */
+function* where(coro: Coroutine): Coroutine<Loop> {
+  yield* coro;
+  return runningLoop();
+}
+
 Deno.test("K9 a task can run another loop, and stays in its own", async () => {
   await simulate(function* ({ loop }) {
     const { loop: inner } = simulation();
@@ -1378,14 +1407,21 @@ Deno.test("K9 N15 a promise given to a run that is refused is heard", async () =
 
 Deno.test("K9 a coroutine made by hand that gives no result is an error of its task, and the run ends", async () => {
   const { loop, errors } = simulation();
-  const wrong = { next() {}, [Symbol.toStringTag]: "Generator" } as unknown as Coroutine;
+  const byHand = (next: () => unknown) => ({ next, [Symbol.toStringTag]: "Generator" }) as unknown as Coroutine;
+  const unheard = {
+    done: true,
+    get value(): unknown {
+      throw new TypeError("no value");
+    },
+  };
   function* main(): Coroutine<string> {
-    loop.createTask(wrong);
+    loop.createTask(byHand(() => {}));
+    loop.createTask(byHand(() => unheard));
     yield* sleep(1);
     return "done";
   }
   assertEquals(await loop.run(main()), "done");
-  assertEquals(errors.map(({ error }) => error instanceof TypeError), [true]);
+  assertEquals(errors.map(({ error }) => error instanceof TypeError), [true, true]);
 });
 
 // ---- K10 ---------------------------------------------------------------------------------------------------------
@@ -2772,8 +2808,14 @@ Deno.test("K5 promises that are refused, or never waited for, end nothing but th
   })());
 });
 
-Deno.test("K6 createTask refuses a scope that is none, where it is given", () => {
+Deno.test("K6 createTask refuses a scope that is none, and a name that is none, where it is given", () => {
   const loop = new Loop();
+  assertThrows(
+    () => loop.createTask(until(Promise.reject(new Error("unheard"))), { name: Symbol("s") as never }),
+    TypeError,
+    "Cannot name a task Symbol(s): a name is a string",
+  );
+  assertThrows(() => loop.createTask(sleep(1), { name: 5 as never }), TypeError, "Cannot name a task 5");
   assertThrows(() => loop.createTask(sleep(1), { scope: {} as never }), TypeError, "it is not a CancelScope");
   return new Loop().run(cancelScope(function* (scope) {
     assertThrows(() => loop.createTask(sleep(1), { scope }), Error, "it is in another loop");

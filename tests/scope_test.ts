@@ -294,6 +294,27 @@ Deno.test("T3 a deadline can be moved either way from inside, and from outside",
   });
 });
 
+Deno.test("T3 a deadline that the cancellation of an outer block moves holds, though both had passed", async () => {
+  await simulate(function* ({ loop, world }) {
+    yield* cancelScope(function* (outer) {
+      yield* cancelScope(function* (inner) {
+        const extend = () => {
+          inner.deadline = 100;
+          inner.shield = true;
+        };
+        const aborted = (signal: AbortSignal) => new Promise(() => signal.addEventListener("abort", extend));
+        loop.createTask(until(aborted), { scope: outer });
+        yield* checkpoint();
+        world.hold(50);
+        yield* checkpoint();
+        assertEquals([outer.cancelCalled, inner.cancelCalled], [true, false]);
+        yield* sleep(30);
+      }, { deadline: 10 });
+    }, { deadline: 20 });
+    assertEquals(loop.time(), 80);
+  });
+});
+
 Deno.test("T3 a deadline moved after the scope was cancelled changes nothing", async () => {
   await simulate(function* ({ loop }) {
     const value = yield* cancelScope(function* (scope) {
