@@ -168,8 +168,8 @@ export function call<T>(coro: Coroutine<T>): Coroutine<T> {
  * The coroutine that yields one op and returns its answer. Every op of the library passes here, except those of
  * {@linkcode Join} and of the socket operations of {@linkcode Loop}.
  *
- * Discussion: this is `function* ask(op) { return yield op; }`, written out: every switch of tasks makes one, and a
- * generator would be slower.
+ * Discussion: this is `function* ask(op) { return yield op; }`, written out: most waits make one, and a generator would
+ * be slower.
  */
 class SingleOp {
   /** Null once it has been yielded. */
@@ -271,7 +271,7 @@ export interface LoopOptions {
   trace?: ((event: TraceEvent) => void) | undefined;
 }
 
-/** After this many steps the loop lets the platform's own event loop turn, however much is left to do. */
+/** After this many steps, and the turn they end in, the loop lets the platform's own event loop turn. */
 const STEPS_PER_PLATFORM_TURN = 512;
 /** Likewise after this many milliseconds, however few the steps. */
 const TIME_PER_PLATFORM_TURN = 5;
@@ -288,7 +288,7 @@ const DEADLOCKED_NAMED = 20;
 /** How often a task may catch one and the same cancellation and go on to another op before the loop gives it up. */
 const SWALLOWED_MAX = 1000;
 
-/** The selectors of the loops that are running: what one finds for one loop must not be taken by another. */
+/** The selectors of the loops that are running: two loops that select at once would take each other's events. */
 const IN_USE = new WeakSet<Selector>();
 
 /**
@@ -524,36 +524,6 @@ export class Loop {
     }
   }
 
-  /** @ignore Calls `abort` when `signal` aborts, at once if it has. Returns what stops that. */
-  _listen(signal: AbortSignal, abort: (reason: unknown) => void): () => void {
-    if (signal.aborted) {
-      abort(signal.reason);
-      return () => {};
-    }
-    // One listener for all: to take one of many off a signal takes the platform as long as there are many.
-    const aborts = this.#signals.get(signal) ?? new Set();
-    if (aborts.size === 0) {
-      this.#signals.set(signal, aborts);
-      signal.addEventListener("abort", this.#onAbort);
-    }
-    aborts.add(abort);
-    return () => {
-      if (aborts.delete(abort) && aborts.size === 0) this.#unlisten(signal);
-    };
-  }
-
-  #unlisten(signal: AbortSignal): void {
-    if (this.#signals.delete(signal)) signal.removeEventListener("abort", this.#onAbort);
-  }
-
-  readonly #onAbort = ({ target }: { target: EventTarget | null }) => {
-    const signal = target as AbortSignal;
-    const aborts = this.#signals.get(signal)!;
-    this.#unlisten(signal);
-    for (const abort of aborts) this.#quietly(() => abort(signal.reason));
-    this.#wakeup(); // Shielded tasks go on waiting, perhaps for what cannot come any more.
-  };
-
   /** Runs `act`; what it wakes does not count as fed from outside. */
   #quietly(act: () => void): void {
     const fedFromOutside = this.#fedFromOutside;
@@ -625,8 +595,8 @@ export class Loop {
   /** The article's `getattr(self, op)(*args)`. */
   #perform(task: Task<any>, op: Op): void {
     if (this.#trace) this.#tell(task, op);
-    if (task._scope._timed && this._timers.first) this.#expire(task._scope, this._timers.first.time);
-    const by = task._scope._cancelledBy; // Looked up anew: what expired may have given it a scope of its own.
+    if (task._scope._timed) this.#expire(task._scope);
+    const by = task._scope._cancelledBy; // `_scope` is read again: what an expiry calls may give the task one of its own.
     if (by) {
       hush(op);
       return task._swallows ? this.#giveUp(task) : this.#deliver(task, by);
@@ -649,9 +619,10 @@ export class Loop {
     const wait = new PromiseWait(task);
     if (task._op) task._pending = wait;
     began.catch((error) => {
-      const { task } = wait;
-      if (task?._pending === wait) this._fail(task, error);
-      else if (task) this._report(error, task);
+      const { task } = wait; // Not the parameter: a promise that stays must not hold the task.
+      if (!task) return; // Its op was taken back.
+      if (task._pending === wait) this._fail(task, error);
+      else this._report(error, task);
     });
   }
 
@@ -672,7 +643,7 @@ export class Loop {
       return Promise.race([this.selector.select(timeout), roused]);
     }
     const selected = this.selector.select(timeout, true);
-    if (!this.#asleep) this.selector.wakeup(); // It woke a task itself before it could be woken.
+    if (!this.#asleep) this.selector.wakeup(); // As it was called it made a task ready, before it could be woken.
     return selected;
   }
 
@@ -726,9 +697,11 @@ export class Loop {
   }
 
   /** A deadline that passed since the time band counts at the op. If the first timer is not due yet, none did. */
-  #expire(scope: CancelScope, firstDue: number): void {
+  #expire(scope: CancelScope): void {
+    const first = this._timers.first;
+    if (!first) return; // No deadline is left, and the clock need not be read.
     const now = this.time();
-    if (firstDue <= now) scope._expire(now);
+    if (first.time <= now) scope._expire(now);
   }
 
   #fireTimers(): void {
@@ -840,8 +813,8 @@ export class Loop {
   }
 
   /**
-   * @ignore A task was made, woken, interrupted or given a deadline. If that was done outside the loop, there is something
-   * out there that feeds it; and it may have to wake up.
+   * @ignore A task was made, unparked or interrupted, or a deadline set. If that was done outside the loop, there is
+   * something out there that feeds it; and it may have to wake up.
    */
   _noteOrigin(): void {
     if (running === this) return;
@@ -1059,6 +1032,38 @@ export class Loop {
     }
   }
 
+  // ---- Signals ----------------------
+
+  /** @ignore Calls `abort` when `signal` aborts, at once if it has. Returns what stops that. */
+  _listen(signal: AbortSignal, abort: (reason: unknown) => void): () => void {
+    if (signal.aborted) {
+      abort(signal.reason);
+      return () => {};
+    }
+    // One listener for all: to take one of many off a signal takes the platform as long as there are many.
+    const aborts = this.#signals.get(signal) ?? new Set();
+    if (aborts.size === 0) {
+      this.#signals.set(signal, aborts);
+      signal.addEventListener("abort", this.#onAbort);
+    }
+    aborts.add(abort);
+    return () => {
+      if (aborts.delete(abort) && aborts.size === 0) this.#unlisten(signal);
+    };
+  }
+
+  #unlisten(signal: AbortSignal): void {
+    if (this.#signals.delete(signal)) signal.removeEventListener("abort", this.#onAbort);
+  }
+
+  readonly #onAbort = ({ target }: { target: EventTarget | null }) => {
+    const signal = target as AbortSignal;
+    const aborts = this.#signals.get(signal)!;
+    this.#unlisten(signal);
+    for (const abort of aborts) this.#quietly(() => abort(signal.reason));
+    this.#wakeup(); // With a signal less, those that wait on in a shield may be in a deadlock.
+  };
+
   // ---- Reports ----------------------
 
   #tell(task: Task<any>, op: Op): void {
@@ -1237,7 +1242,7 @@ function untilEnded(task: Task<any>, other: Task<any>, signal: AbortSignal): voi
 // Tasks
 // -------------------------------------
 
-/** The callers of most tasks, which they share: there are none. */
+/** What most tasks have for callers: none. Shared, and never pushed to. */
 const NO_CALLERS: Coroutine<any>[] = [];
 
 /** Options of {@linkcode Loop.createTask}. */
@@ -1283,7 +1288,7 @@ export class Task<T = any> implements PromiseLike<T> {
   /** @ignore */
   _behindInLot: Task<any> | null = null;
   /** @ignore What its op needs to be taken back: a timer, a wait for a promise, an async start. */
-  _pending: unknown = null;
+  _pending: Timer | PromiseWait | null = null;
   /** @ignore Task locals, shared with the parent until one of them sets one. */
   _locals: ReadonlyMap<unknown, unknown> | null = null;
   /** @ignore How many are there to take its outcome. */

@@ -2,7 +2,7 @@
  * scope.ts: blocks that bound what happens inside them.
  *
  * A deadline bounds how long a coroutine may take; a group bounds how long the tasks that were started in it may live. Both
- * are a `cancelScope` of the kernel's with a few lines around it.
+ * are built around a `cancelScope` of the kernel's.
  *
  * The rules of a group, which are those of trio's nurseries:
  *
@@ -229,7 +229,7 @@ export class TaskGroup {
       this.#done(task, said || !waits || caller.done ? task.error : undefined);
       lot.unpark();
     });
-    // A caller that is cancelled already hears of it at its wait; by then the task would have begun one of its own.
+    // A caller that is cancelled already hears of it at its wait below; by then the task would be in a wait of its own.
     const cancelled = caller._scope._cancelledBy;
     if (cancelled) task.cancel(cancelled._error().reason);
     caller.loop._noteWait(task.loop);
@@ -288,7 +288,7 @@ export class TaskGroup {
 
   /** Whether its block was ended by force, or its owner given up: then nobody throws the errors of its tasks. */
   get #isOrphaned(): boolean {
-    return this.#closed || this.#owner.done; // Asked as a task ends: one that was closed in good order has none left.
+    return this.#closed || this.#owner.done; // Asked as a task ends: a group closed in good order has none left.
   }
 
   #abandon(): void {
