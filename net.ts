@@ -642,7 +642,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /** @ignore `startTls` may take its connection: a read under way, which cannot be taken back, would be in the way. */
   _mayStartTls(): void {
-    this.#readMin = this.#readSize = this.#slabSize = READ_MIN_PLAIN;
+    this.#readMin = this.#readSize = READ_MIN_PLAIN;
   }
 
   /**
