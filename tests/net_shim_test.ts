@@ -311,7 +311,11 @@ Deno.test("selector: what a closed one watched another can watch, and what anoth
   next.register(sock, EVENT_READ | EVENT_WRITE);
   selector.unregister(sock);
   assert(!next.isReady(sock, EVENT_WRITE)); // Somebody watches it for that.
-  assertThrows(() => next.register(sock, EVENT_WRITE), BusyError, "is already waiting to write it");
+  assertThrows(
+    () => next.register(sock, EVENT_WRITE),
+    BusyError,
+    `Cannot send on ${sock}: another task is already waiting to write it`,
+  );
   assertEquals((await next.select()).map(([, events]) => events), [EVENT_WRITE]);
   await conn.arrive("x");
   assertEquals((await next.select()).map(([, events]) => events), [EVENT_READ | EVENT_WRITE]);
@@ -322,23 +326,36 @@ Deno.test("selector: what a closed one watched another can watch, and what anoth
 Deno.test("selector: mistakes are told at once", async () => {
   const { sock, selector } = fake();
   const other = new DefaultSelector();
-  assertThrows(() => selector.register({ id: 1 }, EVENT_READ), TypeError, "it is not a socket or listener");
+  assertThrows(
+    () => selector.register({ id: 1 }, EVENT_READ),
+    TypeError,
+    "Cannot wait for a value of type Object: it is",
+  );
   assertThrows(() => selector.register(sock, 0), TypeError, "Cannot wait for events 0");
   assertThrows(() => selector.register(sock, Symbol("s") as never), TypeError, "Cannot wait for events Symbol(s)");
   assertThrows(() => selector.register(sock, 4), TypeError, "use EVENT_READ, EVENT_WRITE");
   selector.register(sock, EVENT_READ);
   assertThrows(() => selector.register(sock, EVENT_READ), BusyError, `Cannot recv on ${sock}`);
-  assertThrows(() => other.register(sock, EVENT_READ | EVENT_WRITE), BusyError, "is already waiting to read it");
+  assertThrows(
+    () => other.register(sock, EVENT_READ | EVENT_WRITE),
+    BusyError,
+    ": another task is already waiting to read it",
+  );
   other.unregister(sock); // It is not its own: nothing happens.
   assertThrows(() => selector.register(sock, EVENT_READ), BusyError);
   await assertRejects(() => selector.select(NaN), RangeError, "Cannot select for NaN ms");
   await assertRejects(() => selector.select("10" as never), RangeError, 'Cannot select for "10" ms');
   assertFalse(selector.isReady({ id: 1 }, EVENT_READ));
   sock.close();
-  assertThrows(() => other.register(sock, EVENT_WRITE), ClosedError, "it is closed");
+  assertThrows(() => other.register(sock, EVENT_WRITE), ClosedError, `Cannot wait for ${sock}: it is closed`);
   selector.close();
   selector.close();
-  assertThrows(() => selector.register(fake().sock, EVENT_READ), ClosedError, "the selector is closed");
+  const { sock: open } = fake();
+  assertThrows(
+    () => selector.register(open, EVENT_READ),
+    ClosedError,
+    `Cannot wait for ${open}: the selector is closed`,
+  );
   await assertRejects(() => selector.select(0), ClosedError, "Cannot select: the selector is closed");
 });
 
@@ -499,7 +516,7 @@ Deno.test("N7 a read that was filled by all there was is told of at once, and th
   assertEquals(conn.reads.length, 1); // It stays under way.
   assertEquals(text(sock.recv(100)), "a".repeat(100));
   assertEquals(sock.recvInto(new Uint8Array(1000)), FIRST - 100);
-  assertThrows(() => sock.recv(1), WouldBlock);
+  assertThrows(() => sock.recv(1), WouldBlock, `Cannot recv on ${sock}: nothing has arrived`);
   await conn.arrive("b".repeat(200));
   assertEquals(text(sock.recv(1000)), "b".repeat(200));
   await selector.select(0);
@@ -770,6 +787,10 @@ Deno.test("N6 a failed write is thrown by every later send, and by nobody else",
   assertEquals(conn.writes.length, 0); // What waited behind it would leave a gap in the stream.
   assertEquals((await selector.select()).length, 1);
   for (let i = 0; i < 2; i++) assertThrows(() => sock.send(bytes("x")), Deno.errors.BrokenPipe);
+  sock._arm(EVENT_READ);
+  conn.reads.shift()!.reject(new Deno.errors.ConnectionReset("reset"));
+  await turn();
+  assertThrows(() => sock.send(bytes("x")), Deno.errors.BrokenPipe); // It came first.
   sock.close();
   assertEquals(conn.closed, 1);
   selector.close();
@@ -1681,8 +1702,14 @@ Deno.test("N4 N11 who asks for a handshake waits for the one under way, and clos
     const tasks = [1, 2].map(() => loop.createTask(thrownBy(failAfter(1000, sock.handshake()))));
     while (!tasks.every((task) => task.op?.[0] === "until")) yield* checkpoint();
     sock.close();
-    for (const task of tasks) assertInstanceOf(yield* task.join(), ClosedError);
+    const told = `ClosedError: Cannot shake hands on ${sock}: it is closed`;
+    for (const task of tasks) assertEquals(String(yield* task.join()), told);
     assertEquals(begun, 1);
+    const agreed = Promise.resolve({ alpnProtocol: "h2" });
+    const over = new Socket(Object.assign(new FakeConnection(), { handshake: () => agreed }));
+    assertEquals(yield* over.handshake(), { alpnProtocol: "h2" });
+    over.close();
+    assertInstanceOf(yield* thrownBy(over.handshake()), ClosedError); // Also of one that was over.
   })());
 });
 
@@ -1928,6 +1955,27 @@ Deno.test("socketPair: an end closed with input unread resets the other", async 
   })());
 });
 
+Deno.test("N3 N4 what a socket refuses as it is closed, or another task is sending, is told by its name", () => {
+  const { sock } = fake();
+  sock.sending = true;
+  const ending = "close the write side of";
+  assertThrows(
+    () => sock.closeWrite().next(),
+    BusyError,
+    `Cannot ${ending} ${sock}: another task is still sending on it`,
+  );
+  sock.close();
+  const uses: [string, () => unknown][] = [
+    ["recv on", () => sock.recv(1)],
+    ["recv on", () => sock.recvInto(new Uint8Array(1))],
+    ["send on", () => sock.send(bytes("x"))],
+    [ending, () => sock.closeWrite().next()],
+    ["set an option of", () => sock.setNoDelay()],
+    ["shake hands on", () => sock.handshake().next()],
+  ];
+  for (const [what, use] of uses) assertThrows(use, ClosedError, `Cannot ${what} ${sock}: it is closed`);
+});
+
 Deno.test("N4 writeWait on a closed socket is a ClosedError", async () => {
   const [left, right] = socketPair();
   left.close();
@@ -2025,7 +2073,7 @@ Deno.test("what was transferred with a received array is missed once, and the so
     await conn.arrive("0123456789");
     const head = sock.recv(4);
     structuredClone(head, { transfer: [head.buffer as ArrayBuffer] });
-    assertThrows(recv, TypeError, "its last 6 bytes are lost");
+    assertThrows(recv, TypeError, `Cannot recv on ${sock}: its last 6 bytes are lost`);
     assertThrows(recv, WouldBlock);
     sock._arm(EVENT_READ);
     await conn.arrive("more");
