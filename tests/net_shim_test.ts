@@ -791,6 +791,7 @@ Deno.test("N6 a failed write is thrown by every later send, and by nobody else",
   conn.reads.shift()!.reject(new Deno.errors.ConnectionReset("reset"));
   await turn();
   assertThrows(() => sock.send(bytes("x")), Deno.errors.BrokenPipe); // It came first.
+  assertThrows(() => sock.closeWrite().next(), Deno.errors.BrokenPipe);
   sock.close();
   assertEquals(conn.closed, 1);
   selector.close();
@@ -844,7 +845,7 @@ Deno.test("N6 a reset that a write has heard of is no end of the stream, an end 
 });
 
 Deno.test("N6 a read that fails otherwise than by a reset leaves the write side alone", async () => {
-  const { conn, sock } = fake();
+  const { conn, sock, selector } = fake();
   sock._arm(EVENT_READ);
   conn.reads.shift()!.reject(new Deno.errors.InvalidData("what came makes no sense"));
   await turn();
@@ -852,6 +853,7 @@ Deno.test("N6 a read that fails otherwise than by a reset leaves the write side 
   assertEquals(sock.send(bytes("abc")), 3);
   await conn.take();
   assertEquals(conn.written, "abc");
+  while (selector.isReady(sock, EVENT_WRITE)) sock.send(bytes("more")); // It throws if there is no room.
   sock.close();
 });
 
