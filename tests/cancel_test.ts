@@ -1617,6 +1617,12 @@ Deno.test("C9 a deadline that is none is refused where it was written, and leave
       assertThrows(() => scope.deadline = NaN, RangeError);
       yield* checkpoint();
     });
+    yield* cancelScope(function* (scope) {
+      scope.deadline = loop.time() + 5;
+      assertThrows(() => scope.deadline = NaN, RangeError);
+      yield* sleep(10);
+      throw "the deadline that was set before was lost";
+    });
     assertEquals(loop._timers.length, 0);
   });
 });

@@ -374,6 +374,22 @@ Deno.test("K4 ten thousand timers set and half of them removed at random fire in
   assertEquals(fired, fired.toSorted((a, b) => a - b));
 });
 
+Deno.test("K4 a few timers set in any order fire in order", async () => {
+  const next = random(1);
+  await simulate(function* ({ loop }) {
+    for (let round = 0; round < 100; round++) {
+      const fired: number[] = [];
+      function* one(ms: number): Coroutine {
+        yield* sleep(ms);
+        fired.push(ms);
+      }
+      const tasks = Array.from({ length: 8 }, () => loop.createTask(one(next(1000))));
+      for (const task of tasks) yield* task.join();
+      assertEquals(fired, fired.toSorted((a, b) => a - b));
+    }
+  });
+});
+
 Deno.test("K4 sleep(0) is a full turn", async () => {
   const log: string[] = [];
   await simulate(function* ({ loop }) {
@@ -1720,6 +1736,7 @@ Deno.test("K11 a DeadlockError of many tasks names the first of them, and counts
     );
     assertEquals([error.tasks.length, error.ops.length], [children + 1, children + 1]);
     assertEquals([error.message.match(/waits for/g)!.length, error.message.slice(-end.length)], [20, end]);
+    assertStringIncludes(error.message, `nothing can wake ${error.tasks[0]} (waits for`);
   }
 });
 
@@ -2991,6 +3008,7 @@ Deno.test("K6 what cannot be an option, a callback or a coroutine is refused whe
     "with the network 5: it needs functions such as listen",
   );
   assertThrows(() => new Loop({ network: {} as never }), TypeError, "it needs functions such as listen");
+  assertThrows(() => new Loop({ network: null as never }), TypeError, "it needs functions such as listen");
   assertThrows(() => new Loop({ selector: null as never }), TypeError, "it needs the function select");
   const { loop } = simulation();
   const task = loop.createTask(sleep(1));
