@@ -1829,7 +1829,7 @@ export class CancelScope {
 
   /** Works out `_cancelledBy` anew, and says whether that has changed it. */
   #update(): boolean {
-    const outer = this.#shield ? null : this._parent?._cancelledBy ?? null;
+    const outer = this.#shield ? null : this._parent?._cancelledBy;
     const by = outer ?? (this.#cancelCalled ? this : null);
     const changed = by !== this._cancelledBy;
     this._cancelledBy = by;
@@ -1894,7 +1894,7 @@ export class CancelScope {
     this.#dropTimer();
     this.#unlisten?.();
     // A task in here that outlives the block keeps it in the tree, so that it can still be reached.
-    if (!this._first) this._parent?._remove(this);
+    if (!this._first) this._parent!._remove(this);
     else if (this.#shield) this.shield = false;
   }
 
@@ -1929,7 +1929,7 @@ export class CancelScope {
 
   /** @ignore Makes its cancellation the cause of an error of its block that it led to. */
   _blame(error: unknown): void {
-    if (this.#task?._wasThrownBy(this)) blame(error, this._error());
+    if (this.#task!._wasThrownBy(this)) blame(error, this._error());
   }
 
   /** @ignore Whether `error` is the cancellation of this scope or of one around it. */

@@ -477,6 +477,11 @@ Deno.test("a task local set after a child was made is not the child's; outside o
     assertEquals(yield* child.join(), "first");
     name.set(undefined);
     assertEquals(name.get(), undefined);
+    let aborted: unknown;
+    const never = (signal: AbortSignal) =>
+      new Promise(() => signal.addEventListener("abort", () => aborted = name.get()));
+    yield* moveOnAfter(1, until(never));
+    assertEquals(aborted, "nobody"); // It was the deadline that aborted it, and no task.
   });
   assertEquals(name.get(), "nobody");
   assertThrows(() => name.set("outside"), Error, "no task is running here");

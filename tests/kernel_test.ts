@@ -1173,6 +1173,19 @@ Deno.test("K8 a callback that takes itself back as it is called has taken the er
   });
 });
 
+Deno.test("K8 a callback that was called at once, as its task had ended, has taken the error, too", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(fails(new Error("told to the callback")));
+    loop.createTask((function* (): Coroutine {
+      const callback = () => {};
+      assert(task.done);
+      task.addDoneCallback(callback);
+      task.removeDoneCallback(callback);
+    })());
+    yield* sleep(0);
+  });
+});
+
 Deno.test("K8 a callback that throws is reported, and the others are called", async () => {
   const errors: Simulation["errors"] = [];
   const error = new Error("of the callback");
