@@ -3021,7 +3021,12 @@ Deno.test("K6 what cannot be an option, a callback or a coroutine is refused whe
     "with the network 5: it needs functions such as listen",
   );
   assertThrows(() => new Loop({ network: {} as never }), TypeError, "it needs functions such as listen");
-  assertThrows(() => new Loop({ network: null as never }), TypeError, "it needs functions such as listen");
+  assertThrows(
+    () => new Loop({ network: null as never }),
+    TypeError,
+    "network null: it needs functions such as listen",
+  );
+  new Loop({ network: { connect() {} } as never }); // Tasks that listen to nobody need no more.
   assertThrows(() => new Loop({ selector: null as never }), TypeError, "it needs the function select");
   const { loop } = simulation();
   const task = loop.createTask(sleep(1));
