@@ -1591,21 +1591,6 @@ Deno.test("C9 a task whose cleanup cancels what is around it has ended by its ow
   });
 });
 
-Deno.test("C9 the deadline of a block that has ended does not end a task that outlives it", async () => {
-  await simulate(function* ({ loop }) {
-    const task = yield* cancelScope(function* (scope): Coroutine<Task<string>> {
-      return loop.createTask(
-        (function* () {
-          yield* moveOnAfter(20, sleep(1000));
-          return "not cancelled";
-        })(),
-        { scope },
-      );
-    }, { timeout: 10 });
-    assertEquals(yield* task!.join(), "not cancelled");
-  });
-});
-
 Deno.test("C9 blocks that a task has outlived go with it, each that is empty by then", async () => {
   await simulate(function* ({ loop }) {
     yield* cancelScope(function* (outermost) {
