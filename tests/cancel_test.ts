@@ -1391,20 +1391,21 @@ Deno.test("C9 a cancelled scope left without an op delivers nothing later", asyn
 Deno.test("C9 a scope whose block ended by an error of its own has caught nothing", async () => {
   await simulate(function* () {
     let scope!: CancelScope;
-    const error = new Error("own");
-    const thrown = yield* thrownBy(() =>
-      cancelScope(function* (own) {
-        scope = own;
-        own.cancel();
-        try {
-          yield* checkpoint();
-        } catch {
-          throw error;
-        }
-      })
-    );
-    assertStrictEquals(thrown, error);
-    assertEquals(scope.cancelledCaught, false);
+    for (const error of [new Error("own"), null]) {
+      const thrown = yield* thrownBy(() =>
+        cancelScope(function* (own) {
+          scope = own;
+          own.cancel();
+          try {
+            yield* checkpoint();
+          } catch {
+            throw error;
+          }
+        })
+      );
+      assertStrictEquals(thrown, error);
+      assertEquals(scope.cancelledCaught, false);
+    }
   });
 });
 
