@@ -1660,7 +1660,8 @@ Deno.test("C10 an error keeps the cause it has; what is no error, or frozen, sta
   }
   const frozen = Object.freeze(new Error("frozen"));
   const ofNull = new Error("of null", { cause: null });
-  for (const thrown of [new Error("x", { cause }), ofNull, frozen, new NoCause(), "a string", 0]) {
+  const plain = {};
+  for (const thrown of [new Error("x", { cause }), ofNull, frozen, new NoCause(), plain, "a string", 0]) {
     const errors: Simulation["errors"] = [];
     await simulate(function* () {
       const task = yield* cancelledTask((function* (): Coroutine {
@@ -1676,6 +1677,7 @@ Deno.test("C10 an error keeps the cause it has; what is no error, or frozen, sta
     if (thrown instanceof Error && thrown.message === "x") assertStrictEquals(thrown.cause, cause);
   }
   assertStrictEquals(ofNull.cause, null);
+  assertEquals(plain, {});
 });
 
 Deno.test("C10 an error, or the Cancelled, that a cancelled task returns is a value like any other", async () => {
