@@ -500,7 +500,7 @@ export class Loop {
     this.#running = false;
     IN_USE.delete(this.selector);
     if (this.#live === 0) this.#fedByLoop = false;
-    if (this.#failed.length > 0) this.#reportFailed();
+    this.#reportFailed();
     this.selector.wakeup?.(); // With no select under way, it lets go of its timer.
   }
 
@@ -587,7 +587,7 @@ export class Loop {
     try {
       this.#perform(task, value as Op);
     } catch (error) { // from a clock, or from an op that throws when it is looked at
-      task._op ??= CHECKPOINT;
+      task._op = CHECKPOINT;
       this._fail(task, error);
     }
   }
@@ -606,7 +606,7 @@ export class Loop {
     task._op = handler ? op : CHECKPOINT; // A mistake waits as a checkpoint does, so that it can be failed like any op.
     try {
       if (!handler) throw misuse(op, this.#ops);
-      const began: unknown = op.length <= 2 ? handler.start(task, op[1]) : handler.start(task, ...op.slice(1));
+      const began: unknown = op.length === 2 ? handler.start(task, op[1]) : handler.start(task, ...op.slice(1));
       if (began instanceof Promise) this.#heed(began, task);
     } catch (error) {
       if (!task._op) return this._report(error, task); // The wait was over already when its handler threw.

@@ -74,6 +74,25 @@ Deno.test("K3 the platform turns once in some hundred steps, and more often only
   }
 });
 
+Deno.test("K3 a run that begins long after the last does not begin with a turn of the platform", async () => {
+  const { loop, world } = simulation();
+  for (let run = 0; run < 10; run++) {
+    world.hold(1000);
+    await loop.run(switches(3));
+  }
+  assertEquals(world.counts.select, 0);
+});
+
+Deno.test("T1 a step looks at the clock only where a deadline is around it, a turn only where there is a timer", async () => {
+  for (const [tasks, times, sleepers] of [[1, 10_000, 0], [100, 100, 1]]) {
+    let looks = 0;
+    const { loop } = simulation({ trace: undefined, clock: { now: () => (looks++, 0) } });
+    for (let i = 0; i < sleepers; i++) loop.createTask(sleep(1000));
+    await loop.run(together(tasks, () => switches(times)));
+    assert(looks <= 1000, `${tasks * times} steps with ${sleepers} sleeping: ${looks} looks`);
+  }
+});
+
 Deno.test("K15 a step takes one op, and an op is told of once, however many tasks there are", async () => {
   for (const n of TENFOLD) {
     const { trace } = await count(() => together(n, () => switches(10)));

@@ -869,6 +869,18 @@ Deno.test("K8 a task that fails with nobody to join it reaches onError once, and
   assertStrictEquals(errors[0].task, task);
 });
 
+Deno.test("K8 an error that nobody takes is reported before the next turn", async () => {
+  await simulate(function* ({ loop, errors }): Coroutine<void> {
+    loop.createTask(fails("the first"));
+    loop.createTask(fails("the second", 1));
+    for (const reported of [0, 0, 1, 2]) { // they are made in the first turn, and step in the second
+      assertEquals(errors.length, reported);
+      yield* checkpoint();
+    }
+    errors.length = 0;
+  });
+});
+
 Deno.test("K8 an error that somebody joins for, awaits or asked to be told of is not reported", async () => {
   await simulate(function* ({ loop }) {
     const error = new Error("expected");
@@ -2553,6 +2565,20 @@ Deno.test("K17 a program adds an op of its own, typed, without touching the kern
     assertEquals(waiting.size, 0);
     yield* cancelled.wait();
     assertThrows(() => loop.wake(cancelled, "late"), Error, "does not wait");
+    const given: (readonly unknown[])[] = [];
+    loop.addOp("given", {
+      start: (task, ...args) => {
+        given.push(args);
+        loop.wake(task);
+      },
+      cancel: () => {},
+    });
+    for (const args of [[], [1], [1, undefined], [1, 2, 3]]) {
+      yield* (function* (): Coroutine {
+        yield ["given", ...args];
+      })();
+      assertEquals(given.pop(), args);
+    }
     // @ts-expect-error The arguments of a handler are typed.
     loop.addOp<[n: number]>("typed", { start: (_task, n: string) => n, cancel: () => {} });
     assertThrows(() => loop.addOp("typed", { start() {}, cancel() {} }), TypeError, "knows it already");
