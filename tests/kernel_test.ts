@@ -1949,6 +1949,16 @@ Deno.test("K11 K12 a run that goes on where another was stuck has a grace of its
   assertEquals(loop.time(), 2000);
 });
 
+Deno.test("K11 a task of a loop that does not run does not cut short the grace of one with its selector", async () => {
+  const { loop, world } = simulation();
+  const other = new Loop({ selector: world, clock: world });
+  const stuck = loop.run(park(new ParkingLot()));
+  await platformTurn();
+  other.createTask(value(1));
+  await assertRejects(() => stuck, DeadlockError);
+  assertEquals(loop.time(), 1000);
+});
+
 Deno.test("K11 an event that no task waits for does not cut the grace short", async () => {
   const { loop } = simulation();
   function* main(): Coroutine {
@@ -2583,7 +2593,9 @@ Deno.test("K17 a program adds an op of its own, typed, without touching the kern
     loop.addOp<[n: number]>("typed", { start: (_task, n: string) => n, cancel: () => {} });
     assertThrows(() => loop.addOp("typed", { start() {}, cancel() {} }), TypeError, "knows it already");
     assertThrows(() => loop.addOp("sleep", { start() {}, cancel() {} }), TypeError, "knows it already");
-    assertThrows(() => loop.addOp("half", { start() {} } as any), TypeError, "start and cancel");
+    for (const half of [{ start() {} }, { cancel() {} }, null]) {
+      assertThrows(() => loop.addOp("half", half as any), TypeError, "start and cancel");
+    }
   });
 });
 
