@@ -77,6 +77,16 @@ Deno.test("K3 the platform turns once in some hundred steps, and more often only
   }
 });
 
+Deno.test("K3 when each step takes a millisecond, the platform turns once in eight at least", async () => {
+  const { world } = await count(function* ({ world }): Coroutine {
+    for (let i = 0; i < 800; i++) {
+      world.hold(1);
+      yield* checkpoint();
+    }
+  });
+  assert(world.counts.select >= 100, `800 steps: ${world.counts.select} turns of the platform`);
+});
+
 Deno.test("K3 a run that begins long after the last does not begin with a turn of the platform", async () => {
   const { loop, world } = simulation();
   for (let run = 0; run < 10; run++) {
