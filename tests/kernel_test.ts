@@ -1638,6 +1638,16 @@ Deno.test("K11 runForever tells a deadlock, too", async () => {
   loop.createTask(park(new ParkingLot("godot")), { name: "estragon" });
   const error = await assertRejects(() => loop.runForever(), DeadlockError, "estragon");
   assertEquals(error.tasks.map((task) => task.op?.[0]), ["park"]);
+  assertEquals(runningLoopOrNull(), null);
+});
+
+Deno.test("K11 a task that is made as soon as a run has begun is no sign of life", async () => {
+  for (const begin of ["run", "runForever"] as const) {
+    const { loop } = simulation();
+    const stuck = begin === "run" ? loop.run(park(new ParkingLot())) : loop.runForever();
+    loop.createTask(park(new ParkingLot()));
+    await assertRejects(() => stuck, DeadlockError);
+  }
 });
 
 Deno.test("K11 a timer, a socket, a promise or a signal to abort may still help", async () => {
@@ -2037,9 +2047,15 @@ Deno.test("K12 a main that was stopped goes on later, and its error is then repo
     yield* checkpoint();
     throw new Error("later");
   }
-  await assertRejects(() => loop.run(main()), Error, "the loop was stopped first");
-  await loop.runForever();
-  assertEquals(errors.map((e) => String(e.error)), ["Error: later"]);
+  function* mistaken(): Coroutine {
+    loop.stop();
+    yield ["no such op"]; // What it will be thrown is there already.
+  }
+  for (const stopped of [main(), mistaken()]) {
+    await assertRejects(() => loop.run(stopped), Error, "the loop was stopped first");
+    await loop.runForever();
+  }
+  assertEquals(errors.map((e) => (e.error as Error).name), ["Error", "TypeError"]);
 });
 
 // ---- K13 ---------------------------------------------------------------------------------------------------------
