@@ -2638,9 +2638,17 @@ Deno.test("K17 a handler that wakes twice, wakes and throws, or wakes what it ta
       },
       cancel() {},
     });
+    loop.addOp("wake_and_fail", {
+      start(task) {
+        loop.wake(task, "woken");
+        loop.fail(task, new Error("again"));
+      },
+      cancel() {},
+    });
     loop.addOp("wake_in_cancel", { start() {}, cancel: (task) => loop.wake(task, "no") });
     assertEquals(yield ["wake_and_throw"], "woken");
     assertEquals(yield ["wake_twice"], "woken");
+    assertEquals(yield ["wake_and_fail"], "woken");
     const task = loop.createTask((function* (): Coroutine {
       yield ["wake_in_cancel"];
     })());
@@ -2652,6 +2660,7 @@ Deno.test("K17 a handler that wakes twice, wakes and throws, or wakes what it ta
   }, { errors });
   assertEquals(errors.map((e) => (e.error as Error).message.replace(/task .*?:/, "task:")), [
     "after the wake",
+    "Cannot wake task: it does not wait for an op",
     "Cannot wake task: it does not wait for an op",
     "Cannot wake task: it does not wait for an op",
   ]);
