@@ -1539,8 +1539,8 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /** @ignore Ends it, with a value or an error. Returns whether it has failed. */
   _end(value: unknown, threw: boolean): boolean {
-    if (threw && this._parent._cancelledBy) blame(value, this.#lastCancelled);
     if (threw && value === undefined) value = new TaskError(`Cannot tell why ${this} failed: it threw undefined`);
+    if (threw && this._parent._cancelledBy) blame(value, this.#lastCancelled);
     this._coro = null;
     this._value = value;
     this._throws = threw;

@@ -1651,6 +1651,23 @@ Deno.test("C10 an error thrown by cleanup is the outcome, names the Cancelled as
   assertEquals(errors.map((e) => e.error), [error]);
 });
 
+Deno.test("C10 what stands for the undefined that cleanup has thrown names the Cancelled, too", async () => {
+  const errors: Simulation["errors"] = [];
+  await simulate(function* () {
+    const task = yield* cancelledTask((function* (): Coroutine {
+      try {
+        yield* sleep(1e6);
+      } catch {
+        throw undefined;
+      }
+    })());
+    const error = yield* thrownBy(() => task.join());
+    assertInstanceOf(error, TaskError);
+    assertInstanceOf(error.cause, Cancelled);
+  }, { errors });
+  assertEquals(errors.length, 1);
+});
+
 Deno.test("C10 an error keeps the cause it has; what is no error, or frozen, stays as it is", async () => {
   const cause = new Error("a cause of its own");
   class NoCause extends Error {
