@@ -2658,7 +2658,9 @@ export function checkSignal(what: string, signal: unknown): void {
 
 /** @ignore Throws `TypeError` if `data` is not a `Uint8Array`. */
 export function checkBytes(what: string, data: unknown): void {
-  if (!(data instanceof Uint8Array)) throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
+  if (data instanceof Uint8Array) return;
+  hush(data); // Perhaps the promise of some.
+  throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a Uint8Array`);
 }
 
 /** Throws `TypeError` if `data`, which is to be sent, is no longer as long as it was. */

@@ -8,7 +8,7 @@
  *
  * - A listener is removed when its wait or block is over, however it ends: the program then answers the signal as the
  *   platform does, which for most signals is to end.
- * - A worker never outlives the block that uses it, and never ends the program: what goes wrong in it is thrown to whoever
+ * - A worker is terminated with the block that uses it, and never ends the program: what goes wrong in it is thrown to whoever
  *   waits. (With two exceptions, where Deno ends the program: when a worker runs out of memory, and when a thread is to
  *   start and the process may open no more files.)
  * - To cancel a run is to terminate its thread. A thread in doubt is never used again.
@@ -32,6 +32,7 @@ import {
   type Coroutine,
   currentTask,
   Deque,
+  hush,
   kind,
   type Loop,
   until,
@@ -126,7 +127,7 @@ export class SignalQueue implements Disposable {
    * @throws {ClosedError} If the queue is closed and nothing is left in it.
    */
   *get(): Coroutine<Deno.Signal> {
-    // Once it is closed nobody waits for a turn: who has it may be a task of a loop that was stopped.
+    // Closed, it asks for no turn: a task of a stopped loop may have it, and would never pass it on.
     yield* this.#closed ? checkpoint() : inOneOf(this.#getters, this.#waitInTurn());
     const name = this.#arrived.popleft();
     if (name === undefined) throw new ClosedError("Cannot get from the signal queue: it is closed");
@@ -305,8 +306,9 @@ export class WorkerPool implements Disposable {
   readonly #slots: Semaphore;
   readonly #idle: Thread[] = [];
   readonly #busy = new Set<Thread>();
-  /** Who waits for a thread; and how many tasks of which loop do so, or run something. */
+  /** The scopes of those who wait for a thread, for `close`. */
   readonly #waiting = new Set<CancelScope>();
+  /** How many tasks of each loop wait for a thread or have one. */
   readonly #users = new Map<Loop, number>();
   readonly #onError: (error: unknown) => void;
   #closed = false;
@@ -471,6 +473,7 @@ function makeJob(work: unknown, args: readonly unknown[], options: WorkerRunOpti
   const { transfer = [], exportName = "default" } = options;
   if (typeof work === "function") return { request: { source: textOf(work), exportName, args }, transfer };
   if (!(work instanceof URL) && typeof work !== "string") {
+    hush(work); // Perhaps the promise of a module.
     throw new TypeError(`Cannot run ${kind(work)} in a worker: it must be a function or the URL of a module`);
   }
   if (!URL.canParse(String(work))) {
@@ -533,7 +536,7 @@ class Thread {
     return promise;
   }
 
-  /** Ends the thread, and its job with `error` if it has one; resolves when that is done. */
+  /** Ends the thread, and its job with `error`; without one nobody waits for the job. Resolves when the thread has ended. */
   async terminate(error?: unknown): Promise<void> {
     this.#ended = true;
     if (error !== undefined) this.#job?.reject(error);

@@ -213,7 +213,7 @@ export class TaskGroup {
     this.#checkOpen();
     const caller = currentTask();
     let said: { value: V } | null = null;
-    let waits = true; // Whether the caller, if it has not ended, throws the error of a task that fails before it says so.
+    let waits = true; // Whether the caller is there, unless it has ended, to throw the error of a task that fails too soon.
     let task: Task | null = null;
     const lot = new ParkingLot("a task to say that it has started");
     task = this.#start(
@@ -303,8 +303,8 @@ export class TaskGroup {
     try {
       try {
         returned = { value: yield* checkRunnable(body(this)) };
-        // A loop of empty groups must let others run. As in trio, a cancellation does not take what the body has got, unless
-        // one from further out has ended tasks of the group.
+        // Every group is an op at least. As in trio, a cancellation now does not take what the body has returned, so it is
+        // shielded; unless one from further out has ended tasks of the group.
         if (this.#size === 0) yield* this.#struck ? checkpoint() : shield(checkpoint());
         while (this.#size > 0) yield* park(this.#empty);
       } catch (error) {

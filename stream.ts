@@ -8,7 +8,8 @@
  * The rules of a stream:
  *
  * - What is read depends on the bytes alone, never on where the network cut them.
- * - Bytes leave the buffer only when a read returns them. A read that is cancelled, or times out, did not happen.
+ * - Bytes leave the buffer only when a read returns them, or throws what tells where they went. A read that is cancelled,
+ *   or times out, did not happen.
  * - Bytes are handed out as views of the buffer and not copied; the buffer is only ever extended behind them.
  * - What it gathers has a limit. A read that goes beyond throws {@linkcode LimitError}, and the stream goes on behind it.
  * - Each read and write is an op, even if all is there: a cancellation point, and a turn for others.
@@ -324,9 +325,9 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     if (this.#eof) yield* checkpoint();
     else bytes = (yield* runningLoop().sockRecv(this.sock, max)) as typeof bytes; // No socket reads into shared memory.
     if (bytes.length === 0) this.#eof = true;
+    this.#check("read from"); // Closed, it keeps nothing.
     this.#checkKept(bytes);
     if (!this.#eof) this.#append(bytes);
-    this.#check("read from");
     return !this.#eof;
   }
 
@@ -533,6 +534,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
     controller: ReadableStreamDefaultController<Uint8Array<ArrayBuffer>>,
     isWanted: () => boolean,
   ): Coroutine<void> {
+    if (!isWanted()) return; // Cancelled before this task's first step, perhaps while the loop did not run.
     using _reading = this.#beginReading();
     yield* this.#begin();
     if (this.#length === 0) yield* this.#fill();
@@ -579,6 +581,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 function toBytes(what: string, data: Uint8Array | string): Uint8Array {
   if (typeof data === "string") return encoder.encode(data);
   if (data instanceof Uint8Array) return data;
+  hush(data); // Perhaps the promise of some.
   throw new TypeError(`Cannot ${what} ${kind(data)}: it must be a string or a Uint8Array`);
 }
 
@@ -598,7 +601,7 @@ class Search {
   #searched = 0;
   /** How many bytes at the end of what was searched may be the beginning of what is wanted. */
   begun = 0;
-  /** For so many bytes of the delimiter: with how many of its first they end. Made as far as it is needed. */
+  /** Of the first n bytes of the delimiter, with how many of its first (fewer than n) they end. Made as far as needed. */
   #borders = NO_BORDERS;
 
   constructor(wanted: Uint8Array) {
@@ -691,7 +694,7 @@ export interface ServeOptions<A extends Addr = Addr> {
   drainTimeout?: number | undefined;
   /**
    * Told of each error of a handler, with its client's address; and, with no address, of those of `accept` and of an
-   * async `onListen`. Default: the loop's `onError`.
+   * async `onListen`. Default: the loop's `onError`, which is told in any case of a handler that had to be given up.
    */
   onError?: ((error: unknown, addr?: A) => void) | undefined;
   /**
@@ -743,6 +746,7 @@ export function serve<S extends StreamSocket, A extends Addr>(
 ): Coroutine<void> {
   const { maxConnections = Infinity, drainTimeout = DRAIN_TIMEOUT, signal, onError, onListen } = options;
   if (typeof handler !== "function") {
+    hush(handler); // Perhaps the promise of one.
     throw new TypeError(`Cannot serve with ${kind(handler)}: it takes serve(listener, function* (sock, addr) { ... })`);
   }
   checkSignal("serve", signal);
@@ -759,7 +763,7 @@ export function serve<S extends StreamSocket, A extends Addr>(
   }
   // Closing it later ends the server; closed before, the server would end at once and say nothing.
   if (listener.closed) throw new ClosedError(`Cannot serve on ${listener}: it is closed`);
-  return new Server(listener, handler, { ...options, maxConnections, drainTimeout }).run();
+  return new Server(listener, handler, { maxConnections, drainTimeout, signal, onError, onListen }).run();
 }
 
 /** Options, with the defaults filled in. */
@@ -796,9 +800,10 @@ class Server<S extends StreamSocket, A extends Addr> {
   }
 
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
+    using _claim = claim(this.#listener);
     let acceptor: Task<void> | undefined;
     try {
-      if (!this.#listener.closed && !outside.cancelCalled) this.#tellListening();
+      if (!this.#listener.closed && !outside._cancelledBy) this.#tellListening();
       acceptor = loop.createTask(this.#accept(loop, handlers), { name: "serve", scope: outside });
       yield* untilAskedToEnd(acceptor);
     } finally {
@@ -880,6 +885,16 @@ class Server<S extends StreamSocket, A extends Addr> {
     if (this.#options.onError) callHook(() => this.#options.onError?.(error, addr), failed);
     else failed(error);
   }
+}
+
+/** The listeners that have a server. One that is full waits for no connection, so nobody else would find them busy. */
+const SERVED = new WeakSet<ServeListener>();
+
+/** Keeps `listener` for one server. */
+function claim(listener: ServeListener): Disposable {
+  if (SERVED.has(listener)) throw new BusyError(`Cannot serve on ${listener}: another server accepts from it`);
+  SERVED.add(listener);
+  return { [Symbol.dispose]: () => void SERVED.delete(listener) };
 }
 
 /** Waits for the acceptor's end. If it was cancelled, or the listener closed, the server was asked to end. */

@@ -388,6 +388,7 @@ export class Condition {
 function holds(predicate: () => unknown): boolean {
   if (typeof predicate !== "function") throw new TypeError(`Cannot wait for ${kind(predicate)}: it is not a function`);
   const result = predicate() as { then?: unknown; next?: unknown } | undefined;
+  // A promise or a coroutine, which is always true, would end the wait at once.
   if (typeof (result?.then ?? result?.next) !== "function") return Boolean(result);
   hush(result);
   throw new TypeError("Cannot wait for a predicate that has to wait itself: it must return a boolean at once");

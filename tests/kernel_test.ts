@@ -664,6 +664,8 @@ Deno.test("K6 what has no name of its own is told by its kind, and long text is 
   assertThrows(() => loop.createTask(asyncGenerator() as never), TypeError, "a value of type AsyncGenerator:");
   const error = await loop.run(thrownBy(() => loop.sockSendall({} as never, "text".repeat(100) as never)));
   assertStringIncludes(String(error), "Cannot send a string: it must be a Uint8Array");
+  const unheard = Promise.reject(new Error("unheard")) as never;
+  assertInstanceOf(await loop.run(thrownBy(() => loop.sockSendall({} as never, unheard))), TypeError);
 });
 
 Deno.test("K6 what is not a socket, or not of the right kind, can neither be sent on nor received from", async () => {

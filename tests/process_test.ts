@@ -1012,6 +1012,8 @@ Deno.test("P6 a pool of no size, and work that cannot travel, are refused where 
   assertThrows(() => new WorkerPool("5" as any), RangeError, 'a pool of "5" workers');
   assertThrows(() => new WorkerPool(1, { onError: 5 as any }), TypeError, "onError 5: it must be a function");
   assertThrows(() => runInWorker(Object.create(null)), TypeError, "it must be a function or the URL of a module");
+  const unheard = Promise.reject(new Error("unheard")) as any;
+  assertThrows(() => runInWorker(unheard), TypeError, "Cannot run a value of type Promise in a worker");
   assertThrows(() => runInWorker("./job.ts"), TypeError, 'new URL("./job.ts", import.meta.url)');
   assertThrows(() => runInWorker(5 as any), TypeError, "it must be a function or the URL of a module");
   assertThrows(() => runInWorker(function* () {}), TypeError, "it is a generator");

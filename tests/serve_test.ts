@@ -2,7 +2,7 @@
  * The rules N10 and N12 of `serve`: on a listener in memory in a simulated world, then on real sockets.
  */
 
-import { assert, assertEquals, assertInstanceOf, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertInstanceOf, assertRejects, assertStrictEquals, assertThrows } from "@std/assert";
 import {
   type Addr,
   all,
@@ -562,15 +562,35 @@ Deno.test("N12 a handler's error is told though its socket throws as it is close
   assertEquals([told, errors.map(({ error }) => error)], [[null], ["of close"]]);
 });
 
-Deno.test("N12 a server whose listener was closed before its first step does not say that it listens", async () => {
+Deno.test("N12 a server that was cancelled, or its listener closed, before its first step does not say that it listens", async () => {
   await simulate(function* () {
-    const listener = new FakeListener();
     const told: Addr[] = [];
-    const server = serve(listener, forever, { onListen: (addr) => told.push(addr) });
+    const onListen = (addr: Addr) => told.push(addr);
+    const listener = new FakeListener();
+    const server = serve(listener, forever, { onListen });
     listener.close();
     yield* server;
-    assertEquals(told, []);
+    const other = new FakeListener();
+    yield* cancelScope(function* (scope) {
+      scope.cancel();
+      yield* serve(other, forever, { onListen });
+    });
+    assertEquals([told, other.closed], [[], true]);
   });
+});
+
+Deno.test("N12 options of serve may be inherited", async () => {
+  const stop = new AbortController();
+  const told: Addr[] = [];
+  const onListen = (addr: Addr) => {
+    told.push(addr);
+    stop.abort();
+  };
+  await simulate(() => {
+    const options: ServeOptions = Object.create({ signal: stop.signal, onListen });
+    return failAfter(10, serve(new FakeListener(), forever, options));
+  });
+  assertEquals(told, [ADDR]);
 });
 
 Deno.test("N12 N15 what async hooks reject with is reported", async () => {
@@ -732,18 +752,52 @@ Deno.test("N3 N12 a second server on a listener is refused, and the first goes o
   await serving(handler, {}, function* ({ listener, server, sim }) {
     yield* turns(5);
     Object.assign(listener, { waitClosed: forever }); // Nobody waits for the end of what is another's.
-    const register = sim.world.register;
-    sim.world.register = (fileobj, events, data) => {
-      if (fileobj === listener) throw new BusyError("Cannot wait to accept from it: another task is already waiting");
-      return register.call(sim.world, fileobj, events, data);
+    const onListen = () => {
+      throw new Error("It does not listen");
     };
-    assertInstanceOf(yield* failure(sim.loop.createTask(serve(listener, handler))), BusyError);
+    assertInstanceOf(yield* failure(sim.loop.createTask(serve(listener, handler, { onListen }))), BusyError);
     assertEquals(sim.loop.time(), 0);
-    sim.world.register = register;
     const [sock] = sockets(1);
     listener.push(sock);
     yield* turns(20);
     assertEquals([listener.closed, server.done, sock.output], [false, false, "hello"]);
+  });
+});
+
+Deno.test("N3 N12 so is a second server on the listener of one that is full, and does not wait to accept", async () => {
+  const handler = function* (sock: PieceSocket): Coroutine {
+    yield* new Stream(sock).readLine();
+  };
+  await serving(handler, { maxConnections: 1 }, function* ({ listener, server, sim }) {
+    const [one, other] = sockets(2);
+    listener.push(one, other);
+    yield* turns(20);
+    const error = yield* failure(sim.loop.createTask(serve(listener, handler)));
+    assertEquals(
+      String(error),
+      "BusyError: Cannot serve on a fake listener: another server accepts from it",
+    );
+    one.end();
+    yield* turns(20);
+    assertEquals([listener.closed, server.done, one.closed, listener.accepted], [false, false, true, 2]);
+    other.end();
+  });
+});
+
+Deno.test("N3 N12 a server on a listener from which a task accepts is refused, and leaves it open", async () => {
+  await simulate(function* ({ loop, world }) {
+    const listener = new FakeListener();
+    Object.assign(listener, { waitClosed: forever });
+    const register = world.register;
+    const busy = new BusyError("Cannot wait to accept from it: another task is already waiting");
+    world.register = (fileobj, events, data) => {
+      if (fileobj === listener) throw busy;
+      return register.call(world, fileobj, events, data);
+    };
+    for (let i = 0; i < 2; i++) { // The first has left nothing behind.
+      assertStrictEquals(yield* failure(loop.createTask(serve(listener, forever))), busy);
+    }
+    assertEquals([loop.time(), listener.closed], [0, false]);
   });
 });
 
@@ -752,6 +806,8 @@ Deno.test("N12 hooks and signals that are none are refused where they are writte
   for (const [name, value] of Object.entries(wrong)) {
     assertThrows(() => serve(new FakeListener(), forever, { [name]: value as any }), TypeError, `the ${name} `);
   }
+  const unheard = Promise.reject(new Error("unheard")) as any;
+  assertThrows(() => serve(new FakeListener(), unheard), TypeError, "Cannot serve with a value of type Promise");
 });
 
 Deno.test("N12 maxConnections and drainTimeout out of range are refused where they are written", () => {

@@ -522,6 +522,18 @@ Deno.test("N4 close while a read is on its way is ClosedError for it", async () 
   });
 });
 
+Deno.test("N4 a stream that is closed as its socket gives bytes keeps none of them", async () => {
+  class Closing extends PieceSocket {
+    override recv(maxBytes: number): Uint8Array {
+      stream.close();
+      return super.recv(maxBytes);
+    }
+  }
+  const stream: Stream = new Stream(Object.assign(new Closing("a line\n"), { close() {} }));
+  await run(() => thrown(ClosedError, stream.readLine()));
+  assertEquals(stream.buffered, 0);
+});
+
 Deno.test("a stream knows what kind of socket it is over, and serve what kind of address it listens at", async () => {
   await run(function* () {
     const stream = new Stream(new PieceSocket("in"));
@@ -610,7 +622,7 @@ Deno.test("limits, counts, delimiters and data that are none are refused, and th
     yield* thrown(TypeError, stream.readUntil(""));
     const { message } = yield* thrown(TypeError, stream.readUntil(10 as any));
     assertEquals(message, "Cannot read until 10: it must be a string or a Uint8Array");
-    for (const data of [{}, null] as any[]) {
+    for (const data of [{}, null, Promise.reject(new Error("unheard"))] as any[]) {
       const { message } = yield* thrown(TypeError, stream.write(data));
       assert(/^Cannot write .*: it must be a string or a Uint8Array$/.test(message), message);
     }
@@ -886,14 +898,34 @@ Deno.test("a pipe that is cancelled gives its stream back, and drops the connect
   });
 });
 
+Deno.test("C7 a readable that was cancelled while its loop did not run is in nobody's way in the next run", async () => {
+  const [client, server] = socketPair();
+  const stream = new Stream(server);
+  const loop = new Loop();
+  const reader = (await loop.run((function* (): Coroutine<ReadableStream<Uint8Array>> {
+    yield* checkpoint();
+    return stream.readable;
+  })())).getReader();
+  const read = reader.read();
+  await platformTurn();
+  const cancelled = reader.cancel();
+  client.send(bytes("hello\n"));
+  assertEquals(await loop.run(stream.readLine()), "hello");
+  await cancelled;
+  await read;
+  client.close();
+  stream.close();
+});
+
 Deno.test("C7 a readable is cancelled, with its reason, when the read it had begun has ended", async () => {
   await simulate(function* ({ loop }) {
     const stream = new Stream(new PieceSocket());
     const reader = stream.readable.getReader();
     const reading = reader.read();
     const cancelled = until(async () => {
-      await platformTurn(); // It waits.
+      await platformTurn();
       const task = [...loop.tasks].find((task) => task.name === `readable of ${stream}`)!;
+      while (!task.op) await platformTurn(); // It waits.
       await reader.cancel("enough");
       assert(task.done);
       await task;
