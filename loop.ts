@@ -310,7 +310,7 @@ const IN_USE = new WeakSet<Selector>();
 export class Loop {
   /** The tasks that can take a step, in the order they will. */
   readonly ready: Deque<Task<any>> = new Deque();
-  /** Watches the sockets that tasks wait for. */
+  /** Watches the sockets that tasks wait for, and nothing else: to watch one by hand takes a selector of one's own. */
   readonly selector: Selector;
   /** Where its tasks get their sockets from. */
   readonly network: Network;

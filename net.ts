@@ -12,8 +12,8 @@
  * - *Writable*: there is room for at least one byte in what the socket may hold unsent. `send` copies into that room.
  * - *Acceptable* (readable, of a listener): an `accept()` that was started has brought a connection.
  *
- * To *arm* is to start the `read()` or `accept()` whose completion makes a socket ready. It is armed when a selector
- * begins to watch it, not before, and there is never more than one read, one write and one accept under way.
+ * To *arm* is to start the `read()` or `accept()` whose completion makes a socket ready. A selector arms what it watches
+ * when it looks, not when it is registered, and there is never more than one read, one write and one accept under way.
  *
  * What is held per socket: at most {@linkcode READ_MAX} bytes that have arrived and were not yet taken, and twice
  * {@linkcode SEND_MAX} bytes that were sent and have not left. An idle socket pins one small buffer: read sizes
@@ -78,9 +78,9 @@ const SEND_MAX = 65536;
 const DATAGRAM_MAX = 65536;
 /** How many bytes one direction of a {@linkcode socketPair} holds, besides those in its two sockets. */
 const PIPE_SIZE = 16384;
-/** A loop that never rests makes Deno ask the system for input and output at least once in this many milliseconds... */
+/** How often, in milliseconds, a loop that never rests makes Deno ask the system for input and output. */
 const SYSTEM_INTERVAL = 5;
-/** ...which takes this many of Deno's turns. */
+/** How many of Deno's turns it takes until it does. */
 const SYSTEM_TURNS = 64;
 /** In a wait that is not over after this many rounds of microtasks Deno rests, and asks the system. */
 const REST_ROUNDS = 32;
@@ -153,13 +153,13 @@ export abstract class Pollable implements Selectable, Disposable {
     if (this.#closed) throw new ClosedError(`Cannot ${what} ${this}: it is closed`);
   }
 
-  /** @ignore Somebody waits for what is under way, which keeps the program going. */
+  /** @ignore Somebody waits: what is under way keeps the program going. */
   _hold(): void {
     this.#released?.ref?.();
     this.#released = null;
   }
 
-  /** @ignore Nobody does any more, and the program may end. (What is under way on one that is closed ends by itself.) */
+  /** @ignore Nobody waits: it does not, until somebody does again. (What is under way on a closed one ends by itself.) */
   _release(): void {
     if (this.#released) return; // It was let go already, and stays so until somebody waits.
     this.#released = this.#closed ? null : this._underWay;
@@ -505,7 +505,7 @@ const pool = new BufferPool();
 
 /**
  * What a {@linkcode Socket} needs of the connection below it. `Deno.TcpConn`, `Deno.TlsConn` and `Deno.UnixConn` have it.
- * What returns a promise must not throw.
+ * What returns a promise must not throw, and rejects with an `Error`.
  */
 export interface Connection {
   /** Our address. */
@@ -553,7 +553,7 @@ let scrap: Uint8Array | null = null;
  */
 export class Socket<A extends Addr = Addr> extends Pollable implements SocketLike {
   readonly #conn: Connection;
-  /** Whether a task is in `sockSendall` (set by the loop), or waits in `closeWrite` or `startTls`: no other may send. */
+  /** Whether a task is in `sockSendall` (set by the loop), or waits in `closeWrite` or `startTls`: no other may begin to. */
   sending = false;
 
   // The read side: bytes from #from to #to of the slab have arrived and were not taken; a read is started only when none
@@ -595,7 +595,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   /** Settings that wait for the end of a write, by name. */
   #settings: Map<string, () => void> | null = null;
   #lingerTimer: ReturnType<typeof setTimeout> | undefined;
-  /** Since it was closed: how many reads have brought something, and how many bytes came after all of ours had left. */
+  /** Since it was closed: how many reads have ended, and how many bytes came after all of ours had left. */
   #lingerReads = 0;
   #lingerBytes = 0;
   /** Whether the connection was let go. */
@@ -930,7 +930,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   // ---- Settings ---------------------
 
   /**
-   * Whether small writes leave at once (`TCP_NODELAY`), by default yes. No effect on Unix sockets and TLS.
+   * Makes small writes leave at once (`TCP_NODELAY`); with `false`, as a socket begins, the system may hold them back. No
+   * effect on Unix sockets and TLS.
    *
    * @throws {ClosedError} If the socket is closed.
    */
@@ -939,7 +940,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
   }
 
   /**
-   * Whether the system probes an idle connection (`SO_KEEPALIVE`), by default yes. No effect on Unix sockets and TLS.
+   * Makes the system probe an idle connection (`SO_KEEPALIVE`); with `false`, as a socket begins, it does not. No effect on
+   * Unix sockets and TLS.
    *
    * @throws {ClosedError} If the socket is closed.
    */
@@ -967,7 +969,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /**
    * Completes the TLS handshake and says what was agreed. It happens by itself with the first bytes; a server uses this
-   * to learn the protocol first, or to give a slow client a deadline. Without TLS there is nothing to agree.
+   * to learn the protocol first, or to give a slow client a deadline. Without TLS there is nothing to agree. Cancelled, it
+   * goes on, and keeps the program going, until it is over or the socket is closed: Deno cannot let go of it.
    *
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
    */
@@ -1054,8 +1057,8 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
 
   /**
    * The end of a closed socket that has nothing to deliver any more, unless input lies unread in the system: then what was
-   * sent may not have arrived, and letting go would be a reset. One read shows what Deno knows by the next turn. (Input that
-   * it learns of later, or that is still on its way, is not waited for: that would keep every socket open that long.)
+   * sent may not have arrived, and letting go would be a reset. One read is given one turn to bring some. (Input that Deno
+   * learns of later, or that is still on its way, is not waited for: that would keep every socket open that long.)
    */
   #endIfSilent(): void {
     if (this.#eof || this.#readError !== null || this.#writeError !== null) return this.#end();
@@ -1090,7 +1093,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
     closeQuietly(this.#conn);
   }
 
-  /** @ignore Takes the connection out, for `startTls`, when all that was sent has left; that closes the socket. */
+  /** @ignore For `startTls`: the connection, when all that was sent has left. Who takes it has to `_shut` the socket. */
   *_surrender(): Coroutine<Connection> {
     const what = "start TLS on";
     if (this.#conn.handshake) throw new TypeError(`Cannot ${what} ${this}: it has TLS already`);
@@ -1106,7 +1109,6 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
       throw new BusyError(`Cannot ${what} ${this}: ${this.#to - this.#from} bytes have arrived and were not read`);
     }
     if (this.#readError !== null) throw this.#readError;
-    this._shut();
     return this.#conn;
   }
 }
@@ -1146,7 +1148,7 @@ function closeQuietly(resource: { close(): void }): void {
 
 /**
  * What a {@linkcode Listener} needs of the listener below it. `Deno.TcpListener` has it, and those like it. What returns a
- * promise must not throw.
+ * promise must not throw, and rejects with an `Error`.
  */
 export interface ConnectionListener<A extends Addr = Addr> {
   /** The address it listens on. */
@@ -1279,7 +1281,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
 
 /**
  * What a {@linkcode DatagramSocket} needs of the one below it. `Deno.DatagramConn` has it. What returns a promise must not
- * throw.
+ * throw, and rejects with an `Error`.
  */
 export interface DatagramConnection<A extends Addr = Addr> {
   /** Our address. */
@@ -1313,9 +1315,12 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
   #sendError: unknown = null;
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
-  constructor(conn: DatagramConnection<A>) {
+  constructor(conn: DatagramConnection<A>);
+  /** Makes a socket over one of Deno's, which is the socket's from now on; for multicast, it is to join the group before. */
+  constructor(conn: Deno.DatagramConn);
+  constructor(conn: DatagramConnection<A> | Deno.DatagramConn) {
     super();
-    this.#conn = conn;
+    this.#conn = conn as DatagramConnection<A>; // Deno's type allows vsock addresses, which no datagram socket has.
   }
 
   /** Our address; `addr.port` is the real one if port 0 was asked for. */
@@ -1441,7 +1446,8 @@ class Pipe {
   #buffer = new Uint8Array(PIPE_SIZE);
   #from = 0;
   #to = 0;
-  #reader: { buffer: Uint8Array; resolve(n: number | null): void; reject(error: Error): void } | null = null;
+  #reader: { buffer: Uint8Array; length: number; resolve(n: number | null): void; reject(error: Error): void } | null =
+    null;
   #writer: { data: Uint8Array; resolve(n: number): void; reject(error: Error): void } | null = null;
   /** What reads, and what writes, fail with from now on: then nothing more will come. */
   #readError: Error | null = null;
@@ -1449,7 +1455,7 @@ class Pipe {
 
   read(buffer: Uint8Array): Promise<number | null> {
     return new Promise((resolve, reject) => {
-      this.#reader = { buffer, resolve, reject };
+      this.#reader = { buffer, length: buffer.length, resolve, reject };
       this.#move();
     });
   }
@@ -1507,9 +1513,9 @@ class Pipe {
     if (!reader || (this.#from === this.#to && !this.#writeError)) return;
     this.#reader = null;
     if (this.#from === this.#to) return this.#readError ? reader.reject(this.#readError) : reader.resolve(null);
-    const n = Math.min(reader.buffer.length, this.#to - this.#from);
-    if (n === 0) return reader.reject(new TypeError("Cannot read into a buffer that was transferred"));
-    reader.buffer.set(this.#buffer.subarray(this.#from, this.#from + n));
+    const n = Math.min(reader.length, this.#to - this.#from);
+    // A buffer that was transferred meanwhile takes the bytes with it, as it does on Deno's connections.
+    if (reader.buffer.length > 0) reader.buffer.set(this.#buffer.subarray(this.#from, this.#from + n));
     this.#from += n;
     if (this.#from === this.#to) this.#from = this.#to = 0;
     reader.resolve(n);
@@ -1836,7 +1842,8 @@ async function dial(options: Deno.ConnectOptions, ours: AbortSignal, theirs?: Ab
 /** In two steps: `Deno.connectTls` would go on with an attempt that nobody wants any more, perhaps for minutes. */
 async function dialTls(options: ConnectTlsOptions, signal: AbortSignal): Promise<Deno.TlsConn> {
   const { cert, key } = options;
-  if (cert ?? key) return Deno.connectTls(options as Deno.ConnectTlsOptions); // The other way has no place for them.
+  // The other way has no place for them. (An empty one, too, is Deno's to refuse: the server would not know us.)
+  if (cert !== undefined || key !== undefined) return Deno.connectTls(options as Deno.ConnectTlsOptions);
   const conn = await dial(Object.create(options, { transport: { value: "tcp" } }), signal) as Deno.TcpConn;
   try {
     return await Deno.startTls(conn, options as Deno.StartTlsOptions);
@@ -1972,8 +1979,8 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Extrac
 
 /**
  * Switches a connection that began without TLS to it, as the client; Deno has no way to do that as the server. Waits until
- * what was sent has left; after that `sock` is closed and the socket that is returned takes its place. If it is refused,
- * `sock` is as it was; if it is cancelled later, the sides do not agree, or Deno takes neither the host's name nor a
+ * what was sent has left; after that `sock` is closed and the socket that is returned takes its place. Refused, or cancelled
+ * before that, it leaves `sock` as it was; if it is cancelled later, the sides do not agree, or Deno takes neither the host's name nor a
  * connection that is not its own, the connection is closed (or kept by Deno, as {@linkcode connectTls} says).
  *
  * A `Stream` over `sock` may hold bytes that came before TLS, which anybody may have written: go on only if its
@@ -1994,10 +2001,11 @@ export function* startTls(
   const plain = yield* sock._surrender();
   try {
     return yield* attempt(`start TLS on ${sock}`, undefined, function startTls(signal) {
+      sock._shut(); // Here, so that nothing has begun if it is cancelled first.
       return shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options as Deno.StartTlsOptions), signal);
     });
   } catch (error) {
-    closeQuietly(plain); // Deno has taken it by now, unless it refused the options.
+    if (sock.closed) closeQuietly(plain); // Deno has taken it by now, unless it refused the options.
     throw error;
   }
 }

@@ -2068,6 +2068,17 @@ Deno.test("C4 a closeWrite in a cancelled scope has ended nothing", async () => 
   })());
 });
 
+Deno.test("C4 N11 a startTls in a cancelled scope has begun nothing", async () => {
+  const { conn, sock } = fake();
+  await new Loop().run(cancelScope(function* (scope) {
+    scope.cancel();
+    yield* startTls(sock);
+  }));
+  assertFalse(sock.closed);
+  assertEquals(conn.closed, 0);
+  sock.abort();
+});
+
 Deno.test("what was transferred with a received array is missed once, and the socket goes on", async () => {
   const { conn, sock, selector } = fake();
   for (const recv of [() => sock.recv(100).length, () => sock.recvInto(new Uint8Array(100))]) {
@@ -2145,7 +2156,7 @@ Deno.test("a write buffer that is free serves the next write, also beyond those 
   }
 });
 
-Deno.test("a pair whose reader has transferred the buffer of its read says so", async () => {
+Deno.test("a pair whose reader has transferred the buffer of its read says so, and goes on", async () => {
   const [left, right] = socketPair();
   const loop = new Loop();
   await loop.run((function* () {
@@ -2156,6 +2167,8 @@ Deno.test("a pair whose reader has transferred the buffer of its read says so", 
     structuredClone(head, { transfer: [head.buffer as ArrayBuffer] });
     yield* loop.sockSendall(left, bytes("two"));
     assertInstanceOf(yield* waiting.join(), TypeError);
+    yield* loop.sockSendall(left, bytes("three"));
+    assertEquals(text(yield* loop.sockRecv(right, 10)), "three");
     left.abort();
     right.abort();
   })());

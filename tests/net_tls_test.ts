@@ -330,7 +330,7 @@ Deno.test(
 Deno.test("N11 a certificate of ours without its key, or the key alone, is refused", granted, () =>
   run(function* () {
     const { cert, key } = tls.server;
-    for (const options of [{ cert }, { key }]) {
+    for (const options of [{ cert }, { key }, { cert: "" }, { key: "" }]) {
       const error = yield* thrownBy(connectTls({ port: 9, ...options } as any));
       assertInstanceOf(error, TypeError);
       assertStringIncludes(error.message, "must be specified as well");
@@ -340,9 +340,11 @@ Deno.test("N11 a certificate of ours without its key, or the key alone, is refus
 Deno.test("N11 a certificate of ours that is none is refused", granted, async () => {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const accepted = listener.accept().then((conn) => conn.close(), () => {});
-  const options = { hostname: "127.0.0.1", port: listener.addr.port, cert: "no", key: "no" };
+  const address = { hostname: "127.0.0.1", port: listener.addr.port };
   await run(function* () {
-    assertInstanceOf(yield* thrownBy(connectTls(options)), Deno.errors.InvalidData);
+    for (const none of ["", "no"]) {
+      assertInstanceOf(yield* thrownBy(connectTls({ ...address, cert: none, key: none })), Deno.errors.InvalidData);
+    }
   });
   listener.close();
   await accepted;

@@ -45,6 +45,18 @@ function* bind(port: number): Coroutine<DatagramSocket> {
 // ---- With the flag -----------------------------------------------------------------------------------------------
 
 if (flagged) {
+  Deno.test(
+    "N14 a socket of Deno's own can be taken over, as one that is to join a multicast group",
+    granted,
+    () =>
+      run(function* (loop) {
+        using own: DatagramSocket = new DatagramSocket(Deno.listenDatagram({ transport: "udp", ...LOCAL }));
+        using other = datagram(LOCAL);
+        yield* loop.sockSendto(other, bytes("hello"), own.addr);
+        assertEquals(yield* loop.sockRecvfrom(own, 100), [bytes("hello"), other.addr]);
+      }),
+  );
+
   Deno.test("N14 datagrams arrive whole, with the address of their sender", granted, () =>
     run(function* (loop) {
       using left = datagram(LOCAL);
