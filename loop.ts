@@ -327,7 +327,7 @@ export class Loop {
   #current: Task<any> | null = null;
   #nextId = 1;
   #live = 0;
-  /** Those whose ops are being taken back. */
+  /** Those whose ops are being taken back, while that calls the program. */
   #interrupting: Task<any>[] | null = null;
   /** Those that failed in this turn; an error that nobody takes is reported when the turn ends. */
   #failed: Task<any>[] = [];
@@ -828,26 +828,30 @@ export class Loop {
   }
 
   /**
-   * @ignore Interrupts those of `tasks` that are cancelled. To take an op back may call the program, which may cancel more:
-   * they come after these, as a chain of calls within calls would overflow the stack.
+   * @ignore Interrupts those of `tasks` that are cancelled. To take back some ops calls the program. So the others leave what
+   * they wait for first: nothing that the program does then may go to them. And as it may cancel more, these ops come one
+   * after the other: a chain of calls within calls would overflow the stack.
    */
   _interrupt(tasks: Task<any>[]): void {
-    if (this.#interrupting) {
-      for (const task of tasks) this.#interrupting.push(task);
-      return;
+    const later = this.#interrupting ?? [];
+    for (const task of tasks) {
+      if (task._op && callsProgram(task._op)) later.push(task);
+      else this.#takeBack(task);
     }
-    this.#interrupting = tasks;
+    if (this.#interrupting) return;
+    this.#interrupting = later;
     try {
-      for (const task of tasks) if (task._scope._cancelledBy) this.#takeBack(task, task._scope._cancelledBy);
+      for (const task of later) this.#takeBack(task);
     } finally {
       this.#interrupting = null;
     }
   }
 
-  /** Takes back the op that `task` waits on, and makes it ready to be thrown `Cancelled`. */
-  #takeBack(task: Task<any>, by: CancelScope): void {
+  /** If `task` is cancelled, takes back the op that it waits on, and makes it ready to be thrown `Cancelled`. */
+  #takeBack(task: Task<any>): void {
+    const by = task._scope._cancelledBy;
     const op = task._op;
-    if (!op) return; // It is about to take a step, and hears of it at its next op.
+    if (!by || !op) return; // With no op it is about to take a step, and hears of it at its next.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
     if (task._pending instanceof PromiseWait) task._pending.task = null;
     this._noteOrigin();
@@ -1200,6 +1204,11 @@ const KERNEL_OPS: ReadonlyMap<string, OpHandler> = new Map<string, OpHandler>([
     },
   }],
 ]);
+
+/** Whether to take `op` back calls the program: that of `until` aborts a signal, one that was added is not the kernel's. */
+function callsProgram(op: Op): boolean {
+  return op[0] === "until" || !KERNEL_OPS.has(op[0]);
+}
 
 /**
  * A wait that a promise may end: that of `until`, or of an async start. (Its op does not tell it from others, as ops can be

@@ -1316,7 +1316,7 @@ export class DatagramSocket<A extends Addr = Addr> extends Pollable implements D
 
   /** Makes a socket over `conn`, which is the socket's from now on. */
   constructor(conn: DatagramConnection<A>);
-  /** Makes a socket over one of Deno's, which is the socket's from now on; for multicast, it is to join the group before. */
+  /** Makes a socket over one of Deno's, which is the socket's from now on; for multicast, let it join the group first. */
   constructor(conn: Deno.DatagramConn);
   constructor(conn: DatagramConnection<A> | Deno.DatagramConn) {
     super();
@@ -1980,8 +1980,8 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Extrac
 /**
  * Switches a connection that began without TLS to it, as the client; Deno has no way to do that as the server. Waits until
  * what was sent has left; after that `sock` is closed and the socket that is returned takes its place. Refused, or cancelled
- * before that, it leaves `sock` as it was; if it is cancelled later, the sides do not agree, or Deno takes neither the host's name nor a
- * connection that is not its own, the connection is closed (or kept by Deno, as {@linkcode connectTls} says).
+ * before that, it leaves `sock` as it was; if it is cancelled later, the sides do not agree, or Deno takes neither the host's
+ * name nor a connection that is not its own, the connection is closed (or kept by Deno, as {@linkcode connectTls} says).
  *
  * A `Stream` over `sock` may hold bytes that came before TLS, which anybody may have written: go on only if its
  * `buffered` is 0, and with a new stream.
@@ -1999,13 +1999,16 @@ export function* startTls(
   if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is not a Socket`);
   checkTlsOptions(options);
   const plain = yield* sock._surrender();
+  let taken = false;
   try {
     return yield* attempt(`start TLS on ${sock}`, undefined, function startTls(signal) {
+      sock._check("start TLS on"); // What is called as an op begins may have closed it.
       sock._shut(); // Here, so that nothing has begun if it is cancelled first.
+      taken = true;
       return shakeHands(Deno.startTls(plain as unknown as Deno.TcpConn, options as Deno.StartTlsOptions), signal);
     });
   } catch (error) {
-    if (sock.closed) closeQuietly(plain); // Deno has taken it by now, unless it refused the options.
+    if (taken) closeQuietly(plain); // Deno has taken it by now, unless it refused the options.
     throw error;
   }
 }

@@ -716,7 +716,8 @@ export interface ServeOptions<A extends Addr = Addr> {
  * @throws {RangeError} If `maxConnections` or `drainTimeout` is out of range.
  * @throws {TypeError} If `listener` is not a listener, `handler` not a function, or `signal` not an `AbortSignal`.
  * @throws {ClosedError} If `listener` is closed already.
- * @throws {BusyError} If another task accepts from `listener`, which then stays open.
+ * @throws {BusyError} If another task accepts from `listener`, or it has a server (also one of a loop that was stopped). It
+ * then stays open.
  *
  * @example
  * ```ts
@@ -800,7 +801,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   }
 
   *#serve(loop: Loop, outside: CancelScope, handlers: CancelScope): Coroutine<void> {
-    using _claim = claim(this.#listener);
+    using _claim = this.#listener.closed ? null : claim(this.#listener); // Closed, it may have one that drains.
     let acceptor: Task<void> | undefined;
     try {
       if (!this.#listener.closed && !outside._cancelledBy) this.#tellListening();
@@ -887,7 +888,7 @@ class Server<S extends StreamSocket, A extends Addr> {
   }
 }
 
-/** The listeners that have a server. One that is full waits for no connection, so nobody else would find them busy. */
+/** The listeners that have a server. One that is full waits for no connection, so nothing else would show that. */
 const SERVED = new WeakSet<ServeListener>();
 
 /** Keeps `listener` for one server. */

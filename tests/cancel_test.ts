@@ -632,6 +632,20 @@ Deno.test("C2 who catches different cancellations, each of its own scope, is not
 
 // ---- C3 ----------------------------------------------------------------------------------------------------------
 
+Deno.test("C3 cancel is a request: idempotent, the first reason wins", async () => {
+  await simulate(function* ({ loop }) {
+    const task = loop.createTask(sleep(1e6));
+    yield* checkpoint();
+    task.cancel("first");
+    task.cancel("second");
+    assertEquals([task.done, task.cancelled], [false, false]);
+    yield* task.wait();
+    task.cancel("third");
+    const error = yield* thrownBy(() => task.join());
+    assertEquals(error.cause.reason, "first");
+  });
+});
+
 Deno.test("C3 a chain of cancellations, each made as the last is carried out, overflows no stack and loses no task", async () => {
   await simulate(function* ({ loop }) {
     const tasks: Task[] = [];
@@ -653,20 +667,6 @@ Deno.test("C3 a chain of cancellations, each made as the last is carried out, ov
     assertEquals(took, tasks.map((task) => task.name));
     for (const task of tasks) yield* task.wait();
     assertEquals(tasks.filter((task) => task.cancelled).length, 5000);
-  });
-});
-
-Deno.test("C3 cancel is a request: idempotent, the first reason wins", async () => {
-  await simulate(function* ({ loop }) {
-    const task = loop.createTask(sleep(1e6));
-    yield* checkpoint();
-    task.cancel("first");
-    task.cancel("second");
-    assertEquals([task.done, task.cancelled], [false, false]);
-    yield* task.wait();
-    task.cancel("third");
-    const error = yield* thrownBy(() => task.join());
-    assertEquals(error.cause.reason, "first");
   });
 });
 
@@ -947,6 +947,34 @@ Deno.test("C6 a cancelled waiter leaves the lot at once, from any place in it", 
       for (const i of rest) assertEquals(yield* tasks[i].join(), i);
     });
   }
+});
+
+Deno.test("C6 so does one that a block, or the program, cancels as it takes another op back", async () => {
+  await simulate(function* ({ loop }) {
+    for (const by of ["the program", "a block"]) {
+      const queue = new Queue<string>();
+      const aborted = (signal: AbortSignal) =>
+        new Promise(() =>
+          signal.addEventListener("abort", () => {
+            first.cancel();
+            assertEquals(first.op, null);
+            queue.putNowait("for the second");
+          })
+        );
+      let first!: Task<string>;
+      const other = loop.createTask(taskGroup(function* (group): Coroutine {
+        group.createTask(until(aborted));
+        first = by === "a block" ? group.createTask(queue.get()) : loop.createTask(queue.get());
+      }));
+      yield* sleep(0);
+      yield* sleep(0);
+      const second = loop.createTask(queue.get());
+      yield* sleep(0);
+      other.cancel();
+      assertEquals(yield* second.join(), "for the second");
+      assert(first.cancelled);
+    }
+  });
 });
 
 Deno.test("C6 the next wake goes to the next waiter: lock, semaphore, condition, queue, event", async () => {

@@ -1454,7 +1454,7 @@ Deno.test("K9 N15 a promise given to a run that is refused is heard", async () =
 Deno.test("K9 a coroutine made by hand that gives no result is an error of its task, and the run ends", async () => {
   const { loop, errors } = simulation();
   const byHand = (next: () => unknown) => ({ next, [Symbol.toStringTag]: "Generator" }) as unknown as Coroutine;
-  const unheard = {
+  const valueless = {
     done: true,
     get value(): unknown {
       throw new TypeError("no value");
@@ -1462,7 +1462,7 @@ Deno.test("K9 a coroutine made by hand that gives no result is an error of its t
   };
   function* main(): Coroutine<string> {
     loop.createTask(byHand(() => {}));
-    loop.createTask(byHand(() => unheard));
+    loop.createTask(byHand(() => valueless));
     yield* sleep(1);
     return "done";
   }

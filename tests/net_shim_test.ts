@@ -2079,6 +2079,13 @@ Deno.test("C4 N11 a startTls in a cancelled scope has begun nothing", async () =
   sock.abort();
 });
 
+Deno.test("N4 N11 a startTls whose socket is closed as its op begins is a ClosedError", async () => {
+  const { conn, sock } = fake();
+  const trace = () => sock.close();
+  assertInstanceOf(await new Loop({ trace }).run(thrownBy(startTls(sock))), ClosedError);
+  assertEquals(conn.closed, 1);
+});
+
 Deno.test("what was transferred with a received array is missed once, and the socket goes on", async () => {
   const { conn, sock, selector } = fake();
   for (const recv of [() => sock.recv(100).length, () => sock.recvInto(new Uint8Array(100))]) {

@@ -579,6 +579,22 @@ Deno.test("N12 a server that was cancelled, or its listener closed, before its f
   });
 });
 
+Deno.test("N12 a server whose listener another has closed ends, though that is still draining", async () => {
+  const handler = function* (): Coroutine {
+    yield* sleep(10);
+  };
+  await serving(handler, {}, function* ({ listener, server }) {
+    const late = serve(listener, handler);
+    listener.push(...sockets(1));
+    yield* turns(20);
+    server.cancel();
+    yield* turns(5);
+    yield* late;
+    assertEquals([listener.closed, server.done], [true, false]);
+    yield* server.wait();
+  });
+});
+
 Deno.test("N12 options of serve may be inherited", async () => {
   const stop = new AbortController();
   const told: Addr[] = [];
