@@ -57,6 +57,7 @@ export interface OpHandler<Args extends readonly any[] = any[]> {
  * Waits until `sock` can be read (a listener: accepted from) without blocking. The op is `["read_wait", sock]`. (A string is
  * for stepping by hand, as the article does: a loop can wait for sockets only.)
  *
+ * @throws {TypeError} If `sock` is not a socket.
  * @throws {BusyError} If another task already waits to read `sock`.
  * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
  *
@@ -77,6 +78,7 @@ export function readWait(sock: Selectable | string): Coroutine<void> {
 /**
  * Waits until `sock` takes bytes without blocking. The op is `["write_wait", sock]`.
  *
+ * @throws {TypeError} If `sock` is not a socket.
  * @throws {BusyError} If another task already waits to write `sock`.
  * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
  */
@@ -149,6 +151,8 @@ export function park<T = void>(lot: ParkingLot<T>): Coroutine<T> {
  * is also refused in a scope that was cancelled, and then `coro` does not start, as it would with `yield*`: what it was given
  * to release is its caller's.
  *
+ * @throws {TypeError} If `coro` is not a coroutine, or was run before.
+ *
  * @example
  * ```ts
  * import { call, type Coroutine, Loop } from "@yieldloop/yieldloop";
@@ -209,7 +213,7 @@ function ask<T>(op: Op): Coroutine<T> {
 }
 
 /**
- * The task that is taking a step right now.
+ * The task that is taking a step right now; in `onError`, the one that has failed.
  *
  * @throws {Error} If no task is running here.
  */
@@ -419,8 +423,8 @@ export class Loop {
    * had not ended has been cancelled by then.)
    *
    * @throws What `main` throws; {@linkcode Cancelled} if it was cancelled.
-   * @throws {TypeError} If `main` is not a coroutine, or `signal` not an `AbortSignal`.
-   * @throws {DeadlockError} If nothing can wake the tasks any more. Never while `signal` may still abort.
+   * @throws {TypeError} If `main` is not a coroutine, or was run before; or if `signal` is not an `AbortSignal`.
+   * @throws {DeadlockError} If nothing can wake the tasks any more; not as long as `main` runs and `signal` may abort it.
    * @throws {Error} If the loop, or another with its selector, is running already, or it was stopped before `main` had ended.
    */
   async run<T>(main: Coroutine<T>, options: { signal?: AbortSignal | undefined } = {}): Promise<T> {
@@ -476,7 +480,7 @@ export class Loop {
 
   /**
    * Makes `runForever` return after the turn under way, and `run` reject, unless its `main` has ended. Tasks stay as they
-   * are; a later run goes on with them. Meanwhile a wait for a socket, a signal or a worker still keeps the program going.
+   * are; a later run goes on with them. Meanwhile a wait for a socket, a signal or a worker may keep the program going.
    * (Without effect, unlike asyncio's, if the loop does not run.)
    */
   stop(): void {
@@ -952,7 +956,7 @@ export class Loop {
    *
    * @throws {TypeError} If `sock` is not a socket, `data` is not a `Uint8Array`, or its buffer is transferred or resized
    * meanwhile.
-   * @throws {BusyError} If another task is still sending on `sock`: their bytes would mix.
+   * @throws {BusyError} If another task is still sending on `sock`, as their bytes would mix, or waits to write it.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    * @throws What the platform says of a connection that takes nothing any more: `BrokenPipe` or `ConnectionReset`.
    */
@@ -1007,7 +1011,7 @@ export class Loop {
    *
    * @throws {TypeError} If `sock` is not a datagram socket, `data` is not a `Uint8Array`, or its buffer is transferred or
    * resized meanwhile.
-   * @throws {BusyError} If another task is still sending on `sock`.
+   * @throws {BusyError} If another task is still sending on `sock`, or waits to write it.
    * @throws {ClosedError} If `sock` is closed, or gets closed meanwhile.
    * @throws What {@linkcode DatagramLike.sendto} throws: in `net.ts`, what is wrong with `addr`, or the platform's errors.
    */
@@ -1367,7 +1371,8 @@ export class Task<T = any> implements PromiseLike<T> {
   /**
    * Waits for the task to end and returns its value.
    *
-   * @throws Its error, the very object; {@linkcode TaskError} with its `Cancelled` as `cause` if it was cancelled.
+   * @throws Its error, the very object; {@linkcode TaskError} with the `Cancelled` as `cause` if it was cancelled, or has
+   * failed with that of something else.
    * @throws {Error} If it is the task itself that would wait.
    */
   join(): Coroutine<T> {
@@ -1392,8 +1397,8 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * Asks the task to end: `Cancelled` is thrown at the op it waits on, or at its next one, and the task cleans up. No effect
-   * on one that has ended; the first reason wins.
+   * Asks the task to end: `Cancelled` is thrown at the op it waits on, or at its next one, and the task cleans up. (So one
+   * that has not begun runs to its first op.) No effect on one that has ended; the first reason wins.
    */
   cancel(reason?: unknown): void {
     if (!this.done) (this.#own ??= this.#enclose()).cancel(reason);
@@ -1415,7 +1420,8 @@ export class Task<T = any> implements PromiseLike<T> {
   }
 
   /**
-   * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error. (A callback that
+   * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error. What the callback
+   * throws goes to `onError` (to the caller, if it is called at once); it must not be async. (A callback that
    * starts another in its place must look at `cancelled` first: while a run ends that one is cancelled too and starts the
    * next, and the run never ends.)
    *
@@ -1686,7 +1692,7 @@ export class TaskLocal<T> {
 export interface CancelScopeOptions {
   /** Cancel the block after so many milliseconds, counted from entry. */
   timeout?: number | undefined;
-  /** Cancel the block when the loop's clock shows this time. */
+  /** Cancel the block when the loop's clock shows this time; of both, the earlier counts. */
   deadline?: number | undefined;
   /** Hide from the block what happens to the scopes outside. Default: false. */
   shield?: boolean | undefined;
@@ -1708,8 +1714,9 @@ function following(member: Member, top: CancelScope, passOver: boolean): Member 
 }
 
 /**
- * A block of a task that can be cancelled as a whole, with everything started inside. The scopes of a loop form a
- * tree: every `cancelScope` block is in the one around it, every task in the one it was born in.
+ * A block of a task that can be cancelled as a whole, with the blocks and groups inside. The scopes of a loop form a tree:
+ * every `cancelScope` block is in the one around it, every task in that of its group, or the one that `createTask` was given:
+ * without one it is the loop's, wherever it was called.
  *
  * Cancellation is level-triggered, as trio's is, a state and not an event: as long as a task is inside a cancelled scope
  * and no shield hides it, each op throws `Cancelled`.
@@ -1961,7 +1968,7 @@ export class CancelScope {
  * `CancelScope`.
  *
  * @throws {RangeError} If `timeout` is negative or not a number, or `deadline` not a number.
- * @throws {TypeError} If `body` is not a function, or `signal` not an `AbortSignal`.
+ * @throws {TypeError} If `body` is not a function that returns a coroutine, or `signal` not an `AbortSignal`.
  *
  * @example
  * ```ts
@@ -2404,7 +2411,11 @@ export function defaultWorld(): World {
 // Errors
 // -------------------------------------
 
-/** Thrown into a task at the op it waits on, or at its next one, when a scope around it is cancelled. */
+/**
+ * Thrown into a task at the op it waits on, or at its next one, when a scope around it is cancelled; if it is caught, at each
+ * op after that. A task that catches it a thousand times is given up. An `Error` thrown in its place gets it for `cause`,
+ * unless it has one.
+ */
 export class Cancelled extends Error {
   /** The name of the class. */
   override name = "Cancelled";
@@ -2479,7 +2490,7 @@ export class WouldBlock extends Error {
   override name = "WouldBlock";
 }
 
-/** Thrown by every use of something that has been closed. */
+/** Thrown by the use of something that has been closed, or gets closed meanwhile. */
 export class ClosedError extends Error {
   /** The name of the class. */
   override name = "ClosedError";

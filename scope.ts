@@ -39,8 +39,10 @@ import {
 /**
  * Runs `coro` for at most `ms` milliseconds. After trio's `fail_after`.
  *
- * @throws {TimeoutError} If the time was up before it ended; its `cause` is the `Cancelled`, with its `bytesSent`.
+ * @throws {TimeoutError} If it was ended because the time was up; its `cause` is the `Cancelled`, with the `bytesSent` of what
+ * it ended. (What returns all the same, late or as it has caught the `Cancelled`, was in time.)
  * @throws {RangeError} If `ms` is negative or not a number.
+ * @throws {TypeError} If `coro` is not a coroutine, or was run before.
  *
  * @example
  * ```ts
@@ -68,10 +70,11 @@ function* failing<T>(ms: number, coro: Coroutine<T>): Coroutine<T> {
 }
 
 /**
- * Runs `coro` for at most `ms` milliseconds; returns undefined if the time was up first. After trio's `move_on_after`.
+ * Runs `coro` for at most `ms` milliseconds; returns undefined if that has ended it. After trio's `move_on_after`.
  * To tell that from a coroutine that returns undefined, use `cancelScope` and its `cancelledCaught`.
  *
  * @throws {RangeError} If `ms` is negative or not a number.
+ * @throws {TypeError} If `coro` is not a coroutine, or was run before.
  *
  * @example
  * ```ts
@@ -89,7 +92,7 @@ export function moveOnAfter<T>(ms: number, coro: Coroutine<T>): Coroutine<T | un
 
 /** Options of {@linkcode shield}. */
 export interface ShieldOptions {
-  /** End it after this many milliseconds all the same; `shield` then returns undefined. Default: never. */
+  /** Cancel it after this many milliseconds all the same; `shield` returns undefined if that ends it. Default: never. */
   timeout?: number | undefined;
 }
 
@@ -99,6 +102,7 @@ export interface ShieldOptions {
  * drain, put the group inside the shield, and what feeds them outside.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
+ * @throws {TypeError} If `coro` is not a coroutine, or was run before.
  *
  * @example
  * ```ts
@@ -128,9 +132,10 @@ export interface ShieldOptions {
 export function shield<T>(coro: Coroutine<T>): Coroutine<T>;
 /**
  * Runs `coro` out of reach of cancellations from outside, for `timeout` milliseconds at most; then it is cancelled, and
- * `undefined` is returned.
+ * `undefined` is returned if that ends it.
  *
  * @throws {RangeError} If `timeout` is negative or not a number.
+ * @throws {TypeError} If `coro` is not a coroutine, or was run before.
  */
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions): Coroutine<T | undefined>;
 export function shield<T>(coro: Coroutine<T>, options: ShieldOptions = {}): Coroutine<T | undefined> {
@@ -342,10 +347,10 @@ function endedBy(task: Task): CancelScope | null {
 /**
  * Runs `body`, which may start tasks in the group it is given, and waits until they have all ended. The first error cancels
  * the others, and is thrown when they have ended. Returns what `body` returns; undefined (which the type does not say) if
- * the group was cancelled before that. After trio's nurseries.
+ * the group's cancellation has ended it. After trio's nurseries.
  *
  * @throws The error of the body or of a task; {@linkcode AggregateError} if there is more than one.
- * @throws {TypeError} If `body` is not a function.
+ * @throws {TypeError} If `body` is not a function that returns a coroutine.
  *
  * @example
  * ```ts

@@ -192,7 +192,8 @@ export class Semaphore {
   /**
    * Makes a semaphore with `value` free slots.
    *
-   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or `max` is not a whole number.
+   * @throws {RangeError} If `value` is not a whole number from 0 up, or larger than `max`; or `max` is neither a whole number
+   * nor `Infinity`.
    */
   constructor(value: number, options: SemaphoreOptions = {}) {
     // One that starts at 0 is a signal: nobody holds a slot, so there is nothing to count releases against.
@@ -466,7 +467,7 @@ export class Queue<T> {
   /**
    * Makes a queue of at most `maxsize` items; 0, the default, means no limit. `items` keeps them, and decides their order.
    *
-   * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
+   * @throws {RangeError} If `maxsize` is neither a whole number from 0 up nor `Infinity`.
    */
   constructor(maxsize: number = 0, items: QueueItems<T> = new Deque<T>()) {
     if (maxsize !== Infinity && !(Number.isInteger(maxsize) && maxsize >= 0)) {
@@ -511,14 +512,19 @@ export class Queue<T> {
   }
 
   /**
-   * Adds `item` if there is room.
+   * Adds `item` if there is room that no waiting task is about to take: an empty queue may have none.
    *
    * @throws {WouldBlock} If there is none.
    * @throws {ClosedError} If the queue is closed.
    */
   putNowait(item: T): void {
     this.#checkOpen();
-    if (this.#full) throw new WouldBlock(`Cannot put: the queue is full, its maxsize is ${this.maxsize}`);
+    if (this.#full) {
+      const why = this.size < this.maxsize
+        ? "all room in the queue goes to tasks that wait for it"
+        : `the queue is full, its maxsize is ${this.maxsize}`;
+      throw new WouldBlock(`Cannot put: ${why}`);
+    }
     this.#add(item);
   }
 
@@ -646,7 +652,7 @@ export class LifoQueue<T> extends Queue<T> {
   /**
    * Makes a queue of at most `maxsize` items; 0, the default, means no limit.
    *
-   * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
+   * @throws {RangeError} If `maxsize` is neither a whole number from 0 up nor `Infinity`.
    */
   constructor(maxsize: number = 0) {
     super(maxsize, new Stack<T>());
@@ -688,7 +694,7 @@ export class PriorityQueue<T> extends Queue<T> {
    * Makes a queue of at most `maxsize` items; `compare` is as for `Array.sort`. By default items are ordered by `<`, and
    * arrays such as `[priority, item]` by their first elements that differ; objects other than dates count as equal.
    *
-   * @throws {RangeError} If `maxsize` is not a whole number from 0 up, or `Infinity`.
+   * @throws {RangeError} If `maxsize` is neither a whole number from 0 up nor `Infinity`.
    * @throws {TypeError} If `compare` is not a function.
    */
   constructor(maxsize: number = 0, compare: (a: T, b: T) => number = inOrder) {

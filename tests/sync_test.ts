@@ -1054,7 +1054,7 @@ Deno.test("S1 putNowait takes no slot that a waiting put was promised", async ()
     const queue = new Queue<number>(1);
     const put = loop.createTask(queue.put(1));
     loop.createTask((function* (): Coroutine {
-      assertThrows(() => queue.putNowait(2), WouldBlock);
+      assertThrows(() => queue.putNowait(2), WouldBlock, "all room in the queue goes to tasks that wait for it");
     })());
     yield* put.join();
     assertEquals(queue.size, 1);
