@@ -47,6 +47,7 @@ import {
   defaultWorld,
   EVENT_READ,
   EVENT_WRITE,
+  hush,
   kind,
   type ListenerLike,
   type Network,
@@ -245,6 +246,7 @@ export class DefaultSelector implements Selector {
    */
   register(fileobj: Selectable, events: number, data?: unknown): SelectorKey {
     if (!(fileobj instanceof Pollable)) {
+      hush(fileobj); // Perhaps the promise of one.
       throw new TypeError(
         `Cannot wait for ${kind(fileobj)}: it is not a socket or listener of listen(), connect() and the like`,
       );
@@ -534,7 +536,7 @@ export interface Connection {
 
 /** What the two sides of a TLS connection have agreed on. */
 export interface TlsHandshakeInfo {
-  /** The protocol both want to speak, of those in `alpnProtocols`; null if none. */
+  /** The one of `alpnProtocols` that both name; null if a side names none. (With none in common they do not agree at all.) */
   alpnProtocol: string | null;
 }
 
@@ -973,6 +975,7 @@ export class Socket<A extends Addr = Addr> extends Pollable implements SocketLik
    * goes on, and keeps the program going, until it is over or the socket is closed: Deno cannot let go of it.
    *
    * @throws {ClosedError} If the socket is closed, or gets closed meanwhile.
+   * @throws What Deno says of a handshake that has failed: `InvalidData` or `UnexpectedEof`.
    */
   *handshake(): Coroutine<TlsHandshakeInfo> {
     this._check("shake hands on");
@@ -1260,7 +1263,7 @@ export class Listener<A extends Addr = Addr> extends Pollable implements Listene
 
   /**
    * Waits until it is closed and its address is free again: an `accept` under way holds that until Deno has taken it back.
-   * After asyncio's `Server.wait_closed`.
+   * After asyncio's `Server.wait_closed`, but connections are not waited for.
    */
   *waitClosed(): Coroutine<void> {
     yield* this.#isReleased ? checkpoint() : waitAmong(this.#waiters);
@@ -1632,9 +1635,9 @@ export type ConnectTlsOptions =
 export interface StartTlsOptions {
   /** The host, whose name the peer's certificate has to be for. Default: `"127.0.0.1"`. */
   hostname?: string | undefined;
-  /** Certificates, in PEM, that are trusted as the system's own roots are. */
+  /** Certificates, in PEM, that are trusted besides those that Deno trusts. */
   caCerts?: string[] | undefined;
-  /** The protocols to agree on one of, the preferred first. */
+  /** The protocols to agree on one of; the server chooses. */
   alpnProtocols?: string[] | undefined;
   /** Trust a certificate that is for another host. */
   unsafelyDisableHostnameVerification?: boolean | undefined;
@@ -1650,7 +1653,7 @@ export interface DatagramOptions {
   hostname?: string | undefined;
   /** Whether several sockets may receive at one address; for multicast. */
   reuseAddress?: boolean | undefined;
-  /** Whether what is sent to a multicast group comes back. */
+  /** Whether what is sent to a multicast group comes back. Default: false, unlike the system's. */
   loopback?: boolean | undefined;
 }
 
@@ -1903,7 +1906,10 @@ function optional<K extends "listenTls" | "connectTls" | "datagram">(what: K): N
 export function listen(
   options: ListenOptions & { transport?: "tcp" | undefined },
 ): Listener<Extract<Addr, { transport: "tcp" }>>;
-/** Opens a listening socket on a Unix path. That needs the permissions to read and write it, too. */
+/**
+ * Opens a listening socket on a Unix path. That needs the permissions to read and write it, too. `close` removes the path; a
+ * program that was killed leaves it, and then it has to be removed before the next can listen there.
+ */
 export function listen(options: ListenOptions & { transport: "unix" }): Listener<Extract<Addr, { transport: "unix" }>>;
 /** Opens a listening socket on TCP or a Unix path, whichever `options` name at run time. */
 export function listen(options: ListenOptions): Listener;
@@ -1921,7 +1927,9 @@ export function listen(options: ListenOptions): Listener {
  *
  * @throws {RangeError} If the port is not one from 0 to 65535.
  * @throws {Deno.errors.AddrInUse} If another socket listens there.
+ * @throws {Deno.errors.NotCapable} If the program has no permission (`--allow-net`).
  * @throws {Deno.errors.InvalidData} If the certificate or key is invalid.
+ * @throws {Error} If the key is not that of the certificate.
  */
 export function listenTls(options: ListenTlsOptions): Listener<Extract<Addr, { transport: "tcp" }>> {
   return optional("listenTls")(options) as Listener<Extract<Addr, { transport: "tcp" }>>;
@@ -1929,13 +1937,15 @@ export function listenTls(options: ListenTlsOptions): Listener<Extract<Addr, { t
 
 /**
  * Connects to a TCP address or a Unix path. Options are `Deno.connect`'s, or the address of a listener or socket. Cancelled,
- * it leaves no connection behind. It has no deadline of its own: put it in `failAfter`. When Deno cannot connect, the error
- * is of Deno's class, says where to, and has Deno's own as its `cause`.
+ * it leaves no connection behind. (In `race` or `all` a socket that has come in the turn in which another ends is dropped, and
+ * stays open: keep it where the program can close it.) It has no deadline of its own: put it in `failAfter`. When Deno cannot
+ * connect, the error is of Deno's class, says where to, and has Deno's own as its `cause`.
  *
  * @throws {RangeError} If the port is not one from 1 to 65535.
  * @throws {TypeError} If the transport is neither TCP nor a Unix path.
- * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
- * @throws {Deno.errors.NotCapable} If the program has no permission (`--allow-net`).
+ * @throws {Deno.errors.ConnectionRefused} If nobody listens there; `NotFound` if there is no such path, an `Error` if no such
+ * host.
+ * @throws {Deno.errors.NotCapable} If the program has no permission (`--allow-net`; for a path to read and write it, too).
  * @throws {Deno.errors.WouldBlock} If the backlog of the listener on that Unix path is full.
  *
  * @example
@@ -1971,7 +1981,9 @@ export function* connect(options: ConnectOptions | Addr): Coroutine<Socket> {
  * @throws {RangeError} If the port is not one from 1 to 65535.
  * @throws {TypeError} If an option is one that Deno does not take.
  * @throws {Deno.errors.ConnectionRefused} If nobody listens there.
- * @throws {Deno.errors.InvalidData} If the peer's certificate is not trusted.
+ * @throws {Deno.errors.NotCapable} If the program has no permission (`--allow-net`).
+ * @throws {Deno.errors.InvalidData} If the peer's certificate is not trusted, or the sides do not agree.
+ * @throws {Deno.errors.UnexpectedEof} If the peer leaves in the middle of the handshake.
  */
 export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Extract<Addr, { transport: "tcp" }>>> {
   return (yield* checkRunnable(optional("connectTls")(options))) as Socket<Extract<Addr, { transport: "tcp" }>>;
@@ -1990,13 +2002,19 @@ export function* connectTls(options: ConnectTlsOptions): Coroutine<Socket<Extrac
  * @throws {BusyError} If a task waits on `sock`, it holds bytes that were not read, or a read is under way: a wait for input
  * that was cancelled has left one, or (not on a socket that {@linkcode connect} has made) it looks for more behind a read that
  * was filled to the byte.
- * @throws {ClosedError} If `sock` is closed.
+ * @throws {ClosedError} If `sock` is closed. (In the handshake it is: only a cancellation ends that.)
+ * @throws {Deno.errors.InvalidData} If the peer's certificate is not trusted, or the sides do not agree.
+ * @throws {Deno.errors.UnexpectedEof} If the peer has ended its side, or leaves in the middle of the handshake.
+ * @throws {Deno.errors.BrokenPipe} After `closeWrite`.
  */
 export function* startTls(
   sock: Socket,
   options: StartTlsOptions = {},
 ): Coroutine<Socket<Extract<Addr, { transport: "tcp" }>>> {
-  if (!(sock instanceof Socket)) throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is not a Socket`);
+  if (!(sock instanceof Socket)) {
+    hush(sock); // Perhaps the promise of one.
+    throw new TypeError(`Cannot start TLS on ${kind(sock)}: it is not a Socket`);
+  }
   checkTlsOptions(options);
   const plain = yield* sock._surrender();
   let taken = false;

@@ -52,7 +52,7 @@ const SIGNALS_MAX = 1024;
  * returns or throws. A signal that comes before or after that has the platform's own effect; to miss none between two
  * waits, use a {@linkcode SignalQueue}.
  *
- * @throws {TypeError} If no signal is named, or the platform knows none of that name.
+ * @throws {TypeError} If no signal is named, or one that the platform does not know or lets nobody listen for (`SIGKILL`).
  *
  * @example
  * ```ts
@@ -104,7 +104,7 @@ export class SignalQueue implements Disposable {
   /**
    * Begins to listen.
    *
-   * @throws {TypeError} If no signal is named, or the platform knows none of that name.
+   * @throws {TypeError} If no signal is named, or one that the platform does not know or lets nobody listen for (`SIGKILL`).
    */
   constructor(...names: Deno.Signal[]) {
     checkSignals(names);
@@ -234,7 +234,8 @@ export interface WorkerPoolOptions {
  *
  * The function travels as its source text: it must stand on its own and can use nothing of the file around it, only the
  * platform's globals and `await import(...)` of absolute addresses. Arguments and result are copied as by `structuredClone`,
- * the arguments when the run begins. To run more than that, give the address of a module,
+ * the arguments when the run begins. (But where that refuses one of the platform's objects, say a `URL` or a `Headers`, Deno's
+ * threads make an empty object of it: pass its text.) To run more than that, give the address of a module,
  * `new URL("./job.ts", import.meta.url)`, whose default export is called; that needs the permission to read it.
  *
  * An error thrown in the thread, or left uncaught there, is thrown here, with its name, message, stack and cause, as one of

@@ -7,7 +7,7 @@
  *
  * The rules of a stream:
  *
- * - What is read depends on the bytes alone, never on where the network cut them.
+ * - What is read depends on the bytes alone, never (but for `read`) on where the network cut them.
  * - Bytes leave the buffer only when a read returns them, or throws what tells where they went. A read that is cancelled,
  *   or times out, did not happen.
  * - Bytes are handed out as views of the buffer and not copied; the buffer is only ever extended behind them.
@@ -221,6 +221,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {RangeError} If `max` is not a whole number from 1 up.
    * @throws {BusyError} If another task is reading.
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile. So does every method that reads.
+   * @throws What the platform says of a connection that has failed: `ConnectionReset`, say. So does every method that reads.
    */
   *read(max: number = READ_MAX): Coroutine<Uint8Array<ArrayBuffer>> {
     checkCount("read", max, 1);
@@ -232,7 +233,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
 
   /**
    * Reads a line, up to `\n` or `\r\n`, and decodes it as UTF-8, without its end; null at end of stream. A last line
-   * without an end is a line too.
+   * without an end is a line too. What is not UTF-8 becomes U+FFFD; a byte order mark stays.
    *
    * @throws {LimitError} If the line is longer than `limit`. Its rest is dropped: the next read begins behind it.
    */
@@ -430,6 +431,7 @@ export class Stream<S extends StreamSocket = StreamSocket> implements Disposable
    * @throws {TypeError} If `data` is neither a string nor a `Uint8Array`.
    * @throws {BusyError} If another task is writing.
    * @throws {ClosedError} If the stream is closed, or gets closed meanwhile.
+   * @throws What the platform says of a connection that takes nothing any more: `BrokenPipe` or `ConnectionReset`.
    */
   *write(data: Uint8Array | string): Coroutine<void> {
     const bytes = toBytes("write", data);
@@ -702,7 +704,7 @@ export interface ServeOptions<A extends Addr = Addr> {
    * it too: `yield* cancelScope(() => stream.readLine(), { signal })` is then undefined.
    */
   signal?: AbortSignal | undefined;
-  /** Called once, with the listener's address, when the server is about to accept. */
+  /** Called once, with the listener's address, when the server is about to accept. What it throws ends the server. */
   onListen?: ((addr: A) => void) | undefined;
 }
 

@@ -331,6 +331,8 @@ Deno.test("selector: mistakes are told at once", async () => {
     TypeError,
     "Cannot wait for a value of type Object: it is",
   );
+  const unheard = Promise.reject(new Error("unheard")) as never;
+  assertThrows(() => selector.register(unheard, EVENT_READ), TypeError, "Cannot wait for a value of type Promise");
   assertThrows(() => selector.register(sock, 0), TypeError, "Cannot wait for events 0");
   assertThrows(() => selector.register(sock, Symbol("s") as never), TypeError, "Cannot wait for events Symbol(s)");
   assertThrows(() => selector.register(sock, 4), TypeError, "use EVENT_READ, EVENT_WRITE");
@@ -1737,7 +1739,9 @@ Deno.test("N11 startTls is refused while somebody watches whether it can be writ
 
 Deno.test("N11 startTls on what is no socket says so", async () => {
   const other = { id: 1, closed: false } as never;
-  await assertRejects(() => new Loop().run(startTls(other)), TypeError, "it is not a Socket");
+  for (const none of [other, Promise.reject(new Error("unheard")) as never]) {
+    await assertRejects(() => new Loop().run(startTls(none)), TypeError, "it is not a Socket");
+  }
 });
 
 Deno.test("N5 close() delivers what was sent to a peer that has ended its own side", async () => {
