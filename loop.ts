@@ -855,7 +855,7 @@ export class Loop {
   #takeBack(task: Task<any>): void {
     const by = task._scope._cancelledBy;
     const op = task._op;
-    if (!by || !op) return; // With no op it is about to take a step, and hears of it at its next.
+    if (!by || !op) return; // With no op it is about to take a step, and hears of it at the next one.
     task._op = null; // Whoever wakes it from here on is told that it does not wait.
     if (task._pending instanceof PromiseWait) task._pending.task = null;
     this._noteOrigin();
@@ -1040,7 +1040,7 @@ export class Loop {
     }
   }
 
-  // ---- Signals ----------------------
+  // ---- Abort signals ----------------
 
   /** @ignore Calls `abort` when `signal` aborts, at once if it has. Returns what stops that. */
   _listen(signal: AbortSignal, abort: (reason: unknown) => void): () => void {
@@ -1421,9 +1421,9 @@ export class Task<T = any> implements PromiseLike<T> {
 
   /**
    * Calls `callback` when the task has ended; at once if it has. The caller takes charge of its error. What the callback
-   * throws goes to `onError` (to the caller, if it is called at once); it must not be async. (A callback that
-   * starts another in its place must look at `cancelled` first: while a run ends that one is cancelled too and starts the
-   * next, and the run never ends.)
+   * throws goes to `onError` (to the caller, if it is called at once); it must not be async. (A callback that starts another
+   * in its place must look at `cancelled` first: while a run ends that one is cancelled too and starts the next, and the run
+   * never ends.)
    *
    * @throws {TypeError} If `callback` is not a function.
    */

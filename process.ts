@@ -8,9 +8,9 @@
  *
  * - A listener is removed when its wait or block is over, however it ends: the program then answers the signal as the
  *   platform does, which for most signals is to end.
- * - A worker is terminated with the block that uses it, and never ends the program: what goes wrong in it is thrown to whoever
- *   waits. (With two exceptions, where Deno ends the program: when a worker runs out of memory, and when a thread is to
- *   start and the process may open no more files.)
+ * - A worker is terminated with the block that uses it, and never ends the program: what goes wrong in it is thrown to
+ *   whoever waits. (With two exceptions, where Deno ends the program: when a worker runs out of memory, and when a thread is
+ *   to start and the process may open no more files.)
  * - To cancel a run is to terminate its thread. A thread in doubt is never used again.
  *
  * Besides `net.ts` this is the only file that knows the platform: signals are Deno's. The threads are those of

@@ -1,8 +1,8 @@
 /**
  * sync.ts: what the tasks of a loop use to wait for each other.
  *
- * Everything here is made of two ops, `park` and `checkpoint`. Between two ops of a task no other runs, so a primitive is a few
- * variables and a {@linkcode ParkingLot} for those who wait.
+ * Everything here is made of two ops, `park` and `checkpoint`. Between two ops of a task no other runs, so a primitive is a
+ * few variables and a {@linkcode ParkingLot} for those who wait.
  *
  * The rules:
  *
